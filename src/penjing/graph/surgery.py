@@ -1,0 +1,185 @@
+"""Changes of structure: channels removed, a node replaced by several, batch norm folded into its convolution.
+
+Every function returns a new network and leaves the one it got bit-identical.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing.errors import SurgeryError
+from penjing.graph.groups import Channel, Role
+from penjing.graph.network import MODULE, Network, Node, set_module
+from penjing.graph.ops import kind_of
+
+
+def remove_channels(network: Network, channels: Iterable[Channel]) -> Network:
+    """Remove channels from every layer they run through.
+
+    Args:
+        channels: as `groups.channel_groups` gives them, all slots of each.
+    Returns: the smaller network; a removed channel's rows, columns, biases and statistics are gone.
+    Raises: SurgeryError: a layer would lose its last channel.
+    """
+    gone: dict[tuple[str, Role], set[int]] = defaultdict(set)
+    for channel in channels:
+        for slot in channel:
+            gone[slot.path, slot.role].add(slot.index)
+    small = copy.deepcopy(network)
+    for (path, role), indices in gone.items():
+        _shrink_(small.get_submodule(path), path, role, indices)
+    small.nodes = small.nodes
+    return small
+
+
+def _shrink_(layer: nn.Module, path: str, role: Role, indices: set[int]) -> None:
+    if isinstance(layer, nn.Conv2d):
+        size = layer.in_channels if role == "in" else layer.out_channels
+    elif isinstance(layer, nn.Linear):
+        size = layer.in_features if role == "in" else layer.out_features
+    else:
+        size = int(layer.num_features)  # type: ignore[arg-type]
+    keep = torch.tensor([i for i in range(size) if i not in indices], dtype=torch.int64)
+    if not len(keep):
+        raise SurgeryError(f"surgery: all {size} channels of {path} would be removed; leave it at least one.")
+    if isinstance(layer, nn.Conv2d) and role == "through":
+        layer.groups = layer.groups * len(keep) // size
+        layer.in_channels = layer.groups
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        slice_(layer, "weight", 1 if role == "in" else 0, keep)
+        if role != "in" and layer.bias is not None:
+            slice_(layer, "bias", 0, keep)
+        attribute = {"Conv2d": ("in_channels", "out_channels"), "Linear": ("in_features", "out_features")}
+        names = attribute["Conv2d" if isinstance(layer, nn.Conv2d) else "Linear"]
+        setattr(layer, names[0] if role == "in" else names[1], len(keep))
+        return
+    layer.num_features = len(keep)  # type: ignore[assignment]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(layer, name) is not None:
+            slice_(layer, name, 0, keep)
+
+
+def slice_(layer: nn.Module, name: str, dim: int, keep: Tensor) -> None:
+    """Keep the indices `keep` of one dimension of a parameter or buffer, its representations included.
+
+    Raises: SurgeryError: a parametrization that does not say how it is sliced.
+    """
+    if parametrize.is_parametrized(layer, name):
+        stack = layer.parametrizations[name]  # type: ignore[index, union-attr]
+        pieces = []
+        for part in stack:
+            if not hasattr(part, "sliced"):
+                raise SurgeryError(
+                    f"surgery: the parametrization {type(part).__name__} of {name} has no method sliced(dim, keep); "
+                    "remove it with torch.nn.utils.parametrize.remove_parametrizations, or give it one."
+                )
+            pieces.append(part.sliced(dim, keep))
+        for position, piece in enumerate(pieces):
+            stack[position] = piece
+        _slice_tensor_(stack, "original", dim, keep)
+        return
+    _slice_tensor_(layer, name, dim, keep)
+
+
+def _slice_tensor_(owner: nn.Module, name: str, dim: int, keep: Tensor) -> None:
+    tensor = getattr(owner, name)
+    piece = tensor.detach().index_select(dim, keep.to(tensor.device)).clone()
+    if isinstance(tensor, nn.Parameter):
+        setattr(owner, name, nn.Parameter(piece, requires_grad=tensor.requires_grad))
+    else:
+        setattr(owner, name, piece)
+
+
+def replace_node(network: Network, path: str, layers: Mapping[str, nn.Module]) -> Network:
+    """Put a chain of layers in the place of one.
+
+    Args:
+        path: the layer to replace; it must be called once.
+        layers: the new ones by name, in order; they live at `path.name`.
+    Returns: a network in which `path` is a container of the new layers.
+    Raises: TraceError: the layer is not called exactly once.
+    """
+    changed = copy.deepcopy(network)
+    old = changed.node_of(path)
+    container = nn.Module()
+    chain: list[Node] = []
+    source = old.inputs[0]
+    for position, (name, layer) in enumerate(layers.items()):
+        container.add_module(name, layer)
+        last = position == len(layers) - 1
+        node_name = old.name if last else changed.fresh_name(f"{old.name}_{name}")
+        chain.append(Node(node_name, MODULE, (source,), f"{path}.{name}"))
+        source = node_name
+    set_module(changed, path, container)
+    changed.nodes = [new for node in network.nodes for new in (chain if node.name == old.name else [node])]
+    return changed.train(network.training)
+
+
+def insert_after(network: Network, name: str, nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> Network:
+    """Add nodes right behind node `name`, and the modules they call.
+
+    Args:
+        layers: new modules by path.
+    Raises: SurgeryError: there is no node of that name.
+    """
+    position = next((i for i, node in enumerate(network.nodes) if node.name == name), None)
+    if position is None:
+        raise SurgeryError(f'surgery: there is no node "{name}" in the network.')
+    changed = copy.deepcopy(network)
+    for path, layer in layers.items():
+        set_module(changed, path, layer)
+    changed.nodes = [*network.nodes[: position + 1], *nodes, *network.nodes[position + 1 :]]
+    return changed.train(network.training)
+
+
+def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
+    """Multiply each batch norm into the convolution or linear layer before it, as evaluation computes it.
+
+    W'[o] = W[o] * gamma[o] / sqrt(var[o] + eps),   b'[o] = beta[o] + (b[o] - mean[o]) * gamma[o] / sqrt(var[o] + eps)
+
+    Returns: the network without those batch norms, and the paths of the ones that had to stay: those that do not follow
+    a convolution or linear layer of their own, or whose layer's weight already has a representation.
+    Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2, without the quantization.
+    """
+    folded = copy.deepcopy(network)
+    stayed: list[str] = []
+    for node in network.nodes:
+        norm = network.get_submodule(node.path) if node.op == MODULE else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        if not _fold_one_(folded, node):
+            stayed.append(node.path)
+    return folded.train(network.training), stayed
+
+
+def _fold_one_(network: Network, node: Node) -> bool:
+    before = next(other for other in network.nodes if other.name == node.inputs[0])
+    norm = network.get_submodule(node.path)
+    if before.op != MODULE or norm.running_var is None or len(network.consumers(before.name)) > 1:
+        return False
+    layer = network.get_submodule(before.path)
+    calls = [sum(other.path == path for other in network.nodes) for path in (before.path, node.path)]
+    if kind_of(layer) not in ("Conv2d", "Linear") or parametrize.is_parametrized(layer) or calls != [1, 1]:
+        return False
+    mean, var = norm.running_mean, norm.running_var
+    gamma = norm.weight if norm.affine else torch.ones_like(var)  # type: ignore[arg-type]
+    beta = norm.bias if norm.affine else torch.zeros_like(var)  # type: ignore[arg-type]
+    with torch.no_grad():
+        scale = gamma / torch.sqrt(var + norm.eps)  # type: ignore[operator]
+        weight = layer.weight
+        weight.mul_(scale.reshape(-1, *[1] * (weight.dim() - 1)))  # type: ignore[operator, union-attr]
+        old_bias = layer.bias if layer.bias is not None else torch.zeros_like(mean)  # type: ignore[arg-type]
+        layer.bias = nn.Parameter((beta + (old_bias - mean) * scale).detach().clone())  # type: ignore[operator]
+    parent, _, name = node.path.rpartition(".")
+    del network.get_submodule(parent)._modules[name]
+    network.nodes = [
+        replace(other, inputs=tuple(before.name if i == node.name else i for i in other.inputs))
+        for other in network.nodes
+        if other.name != node.name
+    ]
+    return True

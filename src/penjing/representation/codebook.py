@@ -1,0 +1,83 @@
+"""Weights share a few values: each weight is a code, a table turns codes into values."""
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import SettingError
+from penjing.representation.representation import Representation
+
+LEVELS = 127
+"""Table entries are whole multiples, -127 to 127, of the table's step."""
+
+
+class Codebook(Representation):
+    """weight[i] = table[codes[i]], with a table that can be trained.
+
+    The gradient of a table entry is the sum over the weights that use it, dL/dc_k = sum_i dL/dw_i 1[codes_i = k].
+
+    A table is small but not free. It is kept as 8-bit multiples of one step in float16: table = step * round(c / step),
+    step = max |c| / 127, rounded up to float16, with the gradient of the identity. What is trained is what is stored.
+
+    Args:
+        codes: integers, shape of the weight, 0 <= code < number of centroids, at most 256 of them.
+        centroids: float32, (k,). Codebooks may share one: pass the same Parameter.
+        zero: the first entry is exactly 0 and stays so; used for weights that a mask removed.
+
+    Raises: SettingError: codes out of range, or more than 256 centroids.
+    Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the table in 8 bits.
+    """
+
+    kind: ClassVar[str] = "codebook"
+    reads_original: ClassVar[bool] = False
+    codes: Tensor
+
+    def __init__(self, codes: Tensor, centroids: Tensor, *, zero: bool = False) -> None:
+        super().__init__()
+        k = len(centroids)
+        if not 1 <= k <= 256:
+            raise SettingError(f"codebook: it must have 1 to 256 centroids, got {k}.")
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < k):
+            raise SettingError(f"codebook: codes must be in [0, {k}), got {int(codes.min())} to {int(codes.max())}.")
+        self.register_buffer("codes", codes.to(torch.uint8).clone())
+        self.centroids = centroids if isinstance(centroids, nn.Parameter) else nn.Parameter(centroids.float().clone())
+        self.zero = zero
+
+    def forward(self, original: Tensor) -> Tensor:
+        return self.table().index_select(0, self.codes.flatten().int()).view(self.codes.shape)
+
+    def table(self) -> Tensor:
+        """The values, (k,), as stored; the gradient reaches the centroids unchanged."""
+        steps, step = self.steps()
+        stored = steps.to(self.centroids.dtype) * step
+        return self.centroids + (stored - self.centroids).detach() if self.centroids.requires_grad else stored
+
+    @torch.no_grad()
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """The table as stored: whole multiples, (k,), int, -127 to 127, and the step, a float16 number.
+
+        table = multiples * step, exactly, in float32.
+        """
+        largest = self.centroids.detach().float().abs().max()
+        step = (largest / LEVELS).half()
+        if step.float() * LEVELS < largest:
+            step = _next_half(step)
+        step = step.float().clamp_min(2.0**-24)
+        multiples = torch.round(self.centroids.detach().float() / step).clamp(-LEVELS, LEVELS).int()
+        if self.zero:
+            multiples[0] = 0
+        return multiples, step
+
+    def sliced(self, dim: int, keep: Tensor) -> Self:
+        return type(self)(self.codes.index_select(dim, keep.to(self.codes.device)), self.centroids, zero=self.zero)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return math.ceil(math.log2(len(self.centroids))) if len(self.centroids) > 1 else 0.0
+
+
+def _next_half(value: Tensor) -> Tensor:
+    """The next larger float16 number, for a finite value >= 0."""
+    return (value.view(torch.int16) + 1).view(torch.float16)

@@ -1,0 +1,87 @@
+"""How a weight is written: the interface, and how representations are attached to a layer.
+
+A representation is a parametrization (`torch.nn.utils.parametrize`): the layer keeps its place and its use, and its weight
+becomes the result of a chain, original -> mask -> codebook -> weight. Each link holds its own codes and tables.
+"""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from penjing.errors import SettingError
+from penjing.graph.network import Network
+
+
+class Representation(nn.Module):
+    """One way to write a tensor. Subclasses are final; each has a codec of the same `kind` in the artifact."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def forward(self, original: Tensor) -> Tensor:
+        """The weight as the layer uses it, same shape as `original`; differentiable in what this representation trains."""
+
+    @abstractmethod
+    def sliced(self, dim: int, keep: Tensor) -> Self:
+        """The representation of the weight that is left when only the indices `keep` of dimension `dim` stay."""
+
+    @property
+    @abstractmethod
+    def bits_per_weight(self) -> float:
+        """Bits one weight takes before entropy coding, tables not counted."""
+
+
+def represent_(layer: nn.Module, name: str, representation: Representation) -> None:
+    """Put a representation on top of a layer's parameter, in place. Those already there stay below it.
+
+    The original stops being trained where the representation no longer reads it; it counts neither as a parameter nor in
+    the file.
+    Raises: SettingError: the layer has no such parameter.
+    """
+    if not isinstance(getattr(layer, name, None), Tensor):
+        raise SettingError(f'represent: a {type(layer).__name__} has no parameter "{name}".')
+    parametrize.register_parametrization(layer, name, representation, unsafe=True)
+    if not getattr(representation, "reads_original", True):
+        layer.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
+
+
+def representations(layer: nn.Module, name: str) -> list[Representation]:
+    """The representations of a parameter, from the original upwards; empty where it is plain."""
+    if not parametrize.is_parametrized(layer, name):
+        return []
+    return [part for part in layer.parametrizations[name] if isinstance(part, Representation)]  # type: ignore[index, union-attr]
+
+
+def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every parameter as the layers use it: (full name, owner, name in the owner), hidden originals left out."""
+    for path, owner in module.named_modules():
+        if ".parametrizations" in f".{path}":
+            continue
+        names = list(owner._parameters)
+        if parametrize.is_parametrized(owner):
+            names = [*dict.fromkeys([*owner.parametrizations, *names])]  # type: ignore[misc]
+        for name in sorted(names, key=lambda n: (n != "weight", n)):
+            if getattr(owner, name) is not None:
+                yield (f"{path}.{name}" if path else name), owner, name
+
+
+def plain(network: Network) -> Network:
+    """A copy whose weights are ordinary parameters: what the representations materialise to, bit for bit."""
+    dense = copy.deepcopy(network)
+    for module in list(dense.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                value = getattr(module, name).detach().clone()
+                _detach_(module, name)
+                setattr(module, name, nn.Parameter(value))
+    return dense
+
+
+def _detach_(module: nn.Module, name: str) -> None:
+    # remove_parametrizations would write the value into the original, whose shape or dtype may differ
+    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    delattr(module, name)
