@@ -169,7 +169,7 @@ class BitWriter:
         self.field(value & (1 << order) - 1, order)
 
     def rice(self, value: int, order: int) -> None:
-        """Append floor(value / 2**order) zeros, a one, then `order` low bits. Cost: floor(value / 2**order) + 1 + order."""
+        """Append q = floor(value / 2**order) zeros, a one, then `order` low bits. Cost: q + 1 + order bits."""
         self._tail += [0] * (value >> order)
         self.n_bits += value >> order
         self.field(1, 1)

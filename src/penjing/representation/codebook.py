@@ -52,7 +52,7 @@ class Codebook(Representation):
         """The values, (k,), as stored; the gradient reaches the centroids unchanged."""
         steps, step = self.steps()
         stored = steps.to(self.centroids.dtype) * step
-        return self.centroids + (stored - self.centroids).detach() if self.centroids.requires_grad else stored
+        return stored + (self.centroids - self.centroids.detach())  # the second term is exactly 0
 
     @torch.no_grad()
     def steps(self) -> tuple[Tensor, Tensor]:

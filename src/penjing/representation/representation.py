@@ -9,11 +9,13 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from penjing.errors import SettingError
-from penjing.graph.network import Network
+from penjing.graph.network import Network, set_module
+from penjing.graph.ops import MODULES, kind_of
 
 
 class Representation(nn.Module):
@@ -44,6 +46,11 @@ def represent_(layer: nn.Module, name: str, representation: Representation) -> N
     """
     if not isinstance(getattr(layer, name, None), Tensor):
         raise SettingError(f'represent: a {type(layer).__name__} has no parameter "{name}".')
+    if parametrize.is_parametrized(layer):
+        # deep copies share the class that torch made for them, and would get this property too
+        cls = type(layer)
+        members = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(cls.__name__, cls.__bases__, members)
     parametrize.register_parametrization(layer, name, representation, unsafe=True)
     if not getattr(representation, "reads_original", True):
         layer.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
@@ -72,16 +79,16 @@ def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 def plain(network: Network) -> Network:
     """A copy whose weights are ordinary parameters: what the representations materialise to, bit for bit."""
     dense = copy.deepcopy(network)
-    for module in list(dense.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                value = getattr(module, name).detach().clone()
-                _detach_(module, name)
-                setattr(module, name, nn.Parameter(value))
+    for path, layer in list(dense.named_modules()):
+        if not parametrize.is_parametrized(layer):
+            continue
+        kind = MODULES[str(kind_of(layer))]
+        with torch.device("meta"):
+            fresh = kind.build(kind.describe(layer))
+        for name in [*fresh._parameters, *fresh._buffers]:
+            value = getattr(layer, name)
+            if isinstance(value, Tensor):
+                value = value.detach().clone()
+                setattr(fresh, name, nn.Parameter(value) if name in fresh._parameters else value)
+        set_module(dense, path, fresh.train(layer.training))
     return dense
-
-
-def _detach_(module: nn.Module, name: str) -> None:
-    # remove_parametrizations would write the value into the original, whose shape or dtype may differ
-    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-    delattr(module, name)
