@@ -50,6 +50,10 @@ def explain(error: ValidationError, cls: type[Settings]) -> str:
     """A validation error as sentences: where, what must hold, what was given."""
     sentences = []
     for detail in error.errors():
+        own = detail.get("ctx", {}).get("error")
+        if isinstance(own, SettingError):
+            sentences.append(str(own).rstrip("."))
+            continue
         place = ".".join(str(part) for part in detail["loc"]) or "settings"
         context = detail.get("ctx", {})
         rule = _ADVICE.get(detail["type"])

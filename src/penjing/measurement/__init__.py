@@ -1,0 +1,46 @@
+"""What a network is, measured: accuracy, work, size, memory, time."""
+
+from penjing.measurement.accuracy import Answers, accuracy, answer, drop, metric_value
+from penjing.measurement.intervals import mean_interval, paired_drop_interval, wilson_interval
+from penjing.measurement.latency import Timing, Worker, bench, take_turns
+from penjing.measurement.macs import layer_macs, macs_by_node, macs_to_exits, macs_without_exits
+from penjing.measurement.record import (
+    SCHEMA_VERSION,
+    Accuracy,
+    BudgetLine,
+    Drop,
+    Latency,
+    MetricValue,
+    OperatingPoint,
+    Record,
+)
+from penjing.measurement.size import count_parameters, peak_memory_bytes
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Accuracy",
+    "Answers",
+    "BudgetLine",
+    "Drop",
+    "Latency",
+    "MetricValue",
+    "OperatingPoint",
+    "Record",
+    "Timing",
+    "Worker",
+    "accuracy",
+    "answer",
+    "bench",
+    "count_parameters",
+    "drop",
+    "layer_macs",
+    "macs_by_node",
+    "macs_to_exits",
+    "macs_without_exits",
+    "mean_interval",
+    "metric_value",
+    "paired_drop_interval",
+    "peak_memory_bytes",
+    "take_turns",
+    "wilson_interval",
+]

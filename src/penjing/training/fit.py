@@ -19,7 +19,7 @@ from penjing.settings import Settings
 from penjing.training.checkpoint import load_state, save_state
 from penjing.training.part import Answers, LearnFromLabels, Part
 from penjing.training.progress import Reporter, Silent
-from penjing.training.seeding import derive_seed, seed_everything
+from penjing.training.seeding import derive_seed, seed_everything, seed_loader
 from penjing.training.task import Batch, Task
 
 SAVE_EVERY_SECONDS = 10.0
@@ -200,10 +200,12 @@ def fit_(
         network.eval()
         for _ in range(schedule.epochs):
             reporter.epoch_done()
+        seed_everything(derive_seed(seed, where, "end"))
         return History(state["losses"], state["seconds"], state["weights"])
     fit = Fit(network, task, schedule, parts, accelerator, where)
     _train_(fit, unfinished, seed, reporter)
     network.eval()
+    seed_everything(derive_seed(seed, where, "end"))
     if finished is not None and unfinished is not None:
         if accelerator.is_main_process:
             history = {"losses": fit.history.losses, "seconds": fit.history.seconds, "weights": fit.history.weights}
@@ -254,14 +256,14 @@ def _train_(fit: Fit, unfinished: Path | None, seed: int, reporter: Reporter) ->
 def _epoch_(fit: Fit, loader: Any, seed: int, advance: Callable[[int, str], None]) -> None:
     begun = time.monotonic()
     seed_everything(seed)
-    _seed_own_generators(loader, seed)
+    seed_loader(loader, seed)
     fit.network.train()
     for part in fit.parts:
         part.epoch_start(fit)
     total, n = 0.0, 0
     for batch in fit.task.batches(loader, fit.device):
         for group in fit.optimizer.param_groups:
-            group["lr"] = fit.schedule.rate(fit.step / fit.total_steps)
+            group["lr"] = fit.schedule.rate(fit.step / fit.total_steps) * group["scale"]
         total += fit._one_step(batch) * batch.size
         n += batch.size
         if fit.step in fit.schedule.keep_steps:
@@ -281,13 +283,6 @@ def _length(loader: Any, task: Task) -> int:
         return sum(1 for _ in task.batches(loader))
 
 
-def _seed_own_generators(loader: Any, seed: int) -> None:
-    for owner in (loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-
-
 def _snapshot(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
@@ -300,12 +295,18 @@ def _agree(network: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """Weights decay; biases, norms and codebooks do not."""
-    decayed, free = [], []
+    """Weights decay; biases, norms and codebooks do not. A codebook learns at a rate in proportion to its values."""
+    decayed, free, groups = [], [], []
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.dim() > 1 and "centroids" not in name else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        if name.endswith(".centroids"):
+            size = float(parameter.detach().square().mean().sqrt())
+            groups.append({"params": [parameter], "weight_decay": 0.0, "scale": size or 1.0})
+        else:
+            (decayed if parameter.dim() > 1 else free).append(parameter)
+    groups.append({"params": decayed, "weight_decay": schedule.weight_decay, "scale": 1.0})
+    groups.append({"params": free, "weight_decay": 0.0, "scale": 1.0})
     return [group for group in groups if group["params"]]
 
 

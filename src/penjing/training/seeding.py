@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,3 +19,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def seed_loader(loader: Any, seed: int) -> None:
+    """Seed the generators that a data loader and its samplers have of their own."""
+    inner = getattr(loader, "batch_sampler", None)
+    for owner in (loader, getattr(loader, "sampler", None), inner, getattr(inner, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)

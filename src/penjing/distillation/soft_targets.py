@@ -1,0 +1,23 @@
+"""Knowledge distillation with soft targets: the student learns the teacher's whole answer, softened by a temperature.
+
+loss = soft * T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - soft) * loss on the labels; see
+`objective.soft_target_loss`. Usable alone: `penjing.soft_target_loss(student_logits, teacher_logits, temperature=4)`.
+Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from penjing.training import BASELINE, TrainedStage, Workbench
+
+
+class Distill(TrainedStage):
+    """Train the network on the soft targets of a teacher, by default of the network that the recipe started from."""
+
+    label: ClassVar[str] = "distill"
+    needs: ClassVar[tuple[str, ...]] = ("a teacher",)
+    teacher: str | None = Field(default=BASELINE, description='whom to learn from: "baseline" or a stage\'s name')
+
+    def apply(self, bench: Workbench) -> None:
+        bench.train(self.schedule(), self.parts(bench))

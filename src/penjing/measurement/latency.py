@@ -1,0 +1,155 @@
+"""Time: each network in a worker process of its own, taking turns, one thread, warm, median and spread.
+
+Two runtimes in one process disturb each other, and a shared machine drifts. So everybody gets a process, and rounds go
+A B C A B C ..., so that a slow second hits all alike; ratios within one call are what holds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penjing.errors import ArtifactError, RunError
+from penjing.measurement.record import Latency
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one file measured.
+
+    Attributes:
+        path: the file.
+        latency_ms: of one call.
+        resident_bytes: the worker's resident size after it.
+        runtime: what ran it.
+    """
+
+    path: str
+    latency_ms: Latency
+    resident_bytes: int
+    runtime: str
+
+
+class Worker:
+    """A process that has loaded one artifact or ONNX file and times it when asked.
+
+    Args:
+        exit_at: every sample leaves at this exit, whatever it answers; the number of exits for all the way.
+        samples: safetensors file of inputs "0", "1" ..., (n, *shape) each, that are gone through one by one, because
+            samples may differ in how far they go; None: one batch of random numbers.
+
+    Raises: ArtifactError: the file cannot be loaded. RunError: the process died.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        exit_at: int | None = None,
+        samples: Path | None = None,
+    ) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            environment.pop(name, None)
+        self.path = str(path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "penjing.measurement.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        order = {"path": self.path, "batch": batch, "threads": threads, "exit_at": exit_at}
+        self._send({**order, "samples": str(samples) if samples else None})
+        self.runtime: str | None = None
+
+    def wait_until_ready(self) -> None:
+        """Until the file is loaded and warm."""
+        if self.runtime is None:
+            self.runtime = str(self._ask(None)["runtime"])
+
+    def time(self, seconds: float) -> tuple[list[float], int]:
+        """Times of single calls in ms over about `seconds`, and the resident size in bytes."""
+        self.wait_until_ready()
+        found = self._ask({"seconds": seconds})
+        return found["ms"], found["resident_bytes"]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer that is missing says why
+
+    def _ask(self, message: dict[str, Any] | None) -> dict[str, Any]:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        if message is not None:
+            self._send(message)
+        line = self._process.stdout.readline()
+        if not line:
+            lines = self._process.stderr.read().strip().splitlines()
+            raise RunError(f"bench: the worker for {self.path} ended: {lines[-1] if lines else 'no reason given'}.")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise ArtifactError(found["error"])
+        return found
+
+
+def take_turns(workers: Sequence[Worker], *, rounds: int = 5, seconds: float = 0.1) -> list[Timing]:
+    """Time all of them, `rounds` times in turn, `seconds` each time."""
+    times: list[list[float]] = [[] for _ in workers]
+    resident = [0] * len(workers)
+    for worker in workers:
+        worker.wait_until_ready()
+    for _ in range(rounds):
+        for i, worker in enumerate(workers):
+            found, resident[i] = worker.time(seconds)
+            times[i] += found
+    return [
+        Timing(worker.path, _quartiles(ms), size, str(worker.runtime))
+        for worker, ms, size in zip(workers, times, resident, strict=True)
+    ]
+
+
+def bench(
+    paths: Sequence[str | Path], *, batch: int = 1, threads: int = 1, rounds: int = 10, seconds: float = 0.3
+) -> list[Timing]:
+    """Time files against one another. Raises: ArtifactError: one of them cannot be loaded."""
+    workers: list[Worker] = []
+    try:
+        workers += [Worker(path, batch=batch, threads=threads) for path in paths]
+        return take_turns(workers, rounds=rounds, seconds=seconds)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _quartiles(values: Sequence[float]) -> Latency:
+    ordered = sorted(values)
+
+    def at(q: float) -> float:
+        return ordered[min(int(q * len(ordered)), len(ordered) - 1)]
+
+    return Latency(at(0.5), at(0.25), at(0.75))
+
+

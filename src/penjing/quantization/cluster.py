@@ -1,0 +1,143 @@
+"""Weight clustering: the weights of a layer share a few values, which are then trained.
+
+Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the clusters are the exact optimum
+in one dimension instead of Lloyd's iteration from an initial guess.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import kmeans1d
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from penjing.errors import SettingError
+from penjing.graph import Network, fold_batch_norms, select
+from penjing.representation import Codebook, Mask, named_weights, represent_, representations
+from penjing.training import TrainedStage, Workbench
+
+_EXACT_UP_TO = 1 << 18
+
+
+def kmeans_1d(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The clustering with the least sum of squared distances.
+
+    minimise sum_i (v_i - c[code_i])^2 over k centroids c and codes. Exact (dynamic programming) up to 2^18 values; above that
+    the centroids are exact for 2^18 evenly spaced quantiles, and the codes are the nearest centroids.
+
+    Args:
+        values: (n,), finite.
+        k: at least 1; fewer clusters come out where there are fewer different values.
+    Returns: codes (n,), int64, and centroids ascending (at most k,), float64.
+    Source: Grønlund et al. 2017, arXiv:1701.07204.
+    """
+    values = np.asarray(values, dtype=np.float64).ravel()
+    sample = values
+    if len(values) > _EXACT_UP_TO:
+        sample = np.sort(values)[np.linspace(0, len(values) - 1, _EXACT_UP_TO).astype(np.int64)]
+    k = min(k, len(np.unique(sample)))
+    _, found = kmeans1d.cluster(sample, k)
+    centroids = np.unique(np.asarray(found, dtype=np.float64))
+    borders = (centroids[1:] + centroids[:-1]) / 2
+    return np.searchsorted(borders, values, side="left"), centroids
+
+
+def cluster_(layer: nn.Module, name: str, k: int) -> Codebook:
+    """Give a layer's parameter a codebook of k values, in place. What a mask removed stays exactly 0 and takes one of them.
+
+    Raises: SettingError: the parameter has a codebook already, or holds values that are not finite.
+    """
+    codes, centroids, zero = _cluster_values([_checked(layer, name)], k, _masked(layer, name))
+    codebook = Codebook(codes[0], centroids, zero=zero)
+    represent_(layer, name, codebook)
+    return codebook
+
+
+def cluster_together_(parameters: Sequence[tuple[nn.Module, str]], k: int) -> None:
+    """Give several parameters one codebook, in place: one table, trained by all of them."""
+    if not parameters:
+        return
+    codes, centroids, zero = _cluster_values([_checked(layer, name) for layer, name in parameters], k, False)
+    shared = nn.Parameter(centroids)
+    for (layer, name), own in zip(parameters, codes, strict=True):
+        represent_(layer, name, Codebook(own, shared, zero=zero))
+
+
+def _checked(layer: nn.Module, name: str) -> Tensor:
+    if any(isinstance(part, Codebook) for part in representations(layer, name)):
+        raise SettingError(f"cluster: {type(layer).__name__}.{name} has a codebook already.")
+    value: Tensor = getattr(layer, name).detach()
+    if not torch.isfinite(value).all():
+        raise SettingError(f"cluster: {type(layer).__name__}.{name} holds values that are not finite; train with a smaller lr.")
+    return value
+
+
+def _masked(layer: nn.Module, name: str) -> bool:
+    return any(isinstance(part, Mask) for part in representations(layer, name))
+
+
+def _cluster_values(tensors: Sequence[Tensor], k: int, zero: bool) -> tuple[list[Tensor], Tensor, bool]:
+    values = np.concatenate([t.cpu().double().numpy().ravel() for t in tensors])
+    keep = values != 0 if zero else np.ones(len(values), bool)
+    codes = np.zeros(len(values), np.int64)
+    centroids = np.zeros(0)
+    if keep.any():
+        codes[keep], centroids = kmeans_1d(values[keep], k - zero)
+    if zero:
+        codes[keep] += 1
+        centroids = np.concatenate([[0.0], centroids])
+    device = tensors[0].device
+    parts = torch.from_numpy(codes).to(device).split([t.numel() for t in tensors])
+    table = torch.from_numpy(centroids).float().to(device)
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)], table, zero
+
+
+def cluster_network(
+    network: Network, codes: int, layers: dict[str, int] | None = None, bias_codes: int = 16
+) -> tuple[Network, list[str]]:
+    """Cluster every weight of a network: matrices and filters a codebook each, all vectors (biases, norms) one together.
+
+    Batch norms are folded into their layers first.
+    Args:
+        codes: values a weight may have, for each layer.
+        layers: other numbers for some layers, by pattern; the last that matches counts.
+    Returns: the network, and the batch norms that could not be folded.
+    """
+    network, stayed = fold_batch_norms(network)
+    counts = dict.fromkeys(network.layers(), codes)
+    for pattern, k in (layers or {}).items():
+        counts |= dict.fromkeys(select(network.layers().items(), (pattern,), "cluster: layers"), k)
+    vectors: list[tuple[nn.Module, str]] = []
+    for full_name, layer, name in list(named_weights(network)):
+        if getattr(layer, name).dim() > 1:
+            cluster_(layer, name, counts[full_name.rpartition(".")[0]])
+        else:
+            vectors.append((layer, name))
+    cluster_together_(vectors, bias_codes)
+    return network, stayed
+
+
+class Cluster(TrainedStage):
+    """Let all weights share a few values, biases and heads included, and train these values."""
+
+    label: ClassVar[str] = "cluster"
+    needs: ClassVar[tuple[str, ...]] = ("labels or a teacher",)
+    codes: int = Field(default=16, ge=2, le=256, description="values the weights of a layer share")
+    layers: dict[str, int] = Field(default={}, description="other numbers for some layers, by pattern")
+    bias_codes: int = Field(default=16, ge=2, le=256, description="values that all biases and norms together share")
+
+    @field_validator("layers")
+    @classmethod
+    def _possible(cls, value: dict[str, int]) -> dict[str, int]:
+        if any(not 2 <= k <= 256 for k in value.values()):
+            raise ValueError("each number must be 2 to 256")
+        return value
+
+    def apply(self, bench: Workbench) -> None:
+        bench.network, stayed = cluster_network(bench.network, self.codes, self.layers, self.bias_codes)
+        for path in stayed:
+            bench.warn(f"the batch norm {path} does not follow a layer of its own; its statistics stay float32 in the file")
+        if self.epochs:
+            bench.train(self.schedule(), self.parts(bench))
