@@ -14,7 +14,7 @@ that of Huang et al. 2018 (MSDNet), arXiv:1703.09844, section 4.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,6 +97,10 @@ class Network(nn.Module):
     def layers(self) -> dict[str, nn.Module]:
         """The modules that nodes call, by path, in order of first use."""
         return {node.path: self.get_submodule(node.path) for node in self._nodes if node.op == MODULE}
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a dotted path; names of modules may be those of this class's own methods."""
+        return module_at(self, target)
 
     def consumers(self, name: str) -> list[Node]:
         """The nodes that take the result of node `name`."""
@@ -275,7 +279,7 @@ def _compile(nodes: Sequence[Node]) -> list[_Step]:
         live = [name for name in live if last_use.get(name, -1) > position]
         if node.op == INPUT:
             continue
-        module_of = attrgetter(node.path) if node.op == MODULE else None
+        module_of = partial(module_at, path=node.path) if node.op == MODULE else None
         steps.append(_Step(node, module_of, drop, tuple(live)))
     return steps
 
@@ -284,12 +288,21 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at the dotted `path` below `root`, with empty modules in between where there are none."""
     *parents, last = path.split(".")
     for name in parents:
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        child = root._modules[name]
-        assert child is not None
+        child = root._modules.get(name)
+        if child is None:
+            child = root._modules[name] = nn.Module()
         root = child
-    root.add_module(last, module)
+    root._modules[last] = module
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """The module at the dotted `path` below `root`. Raises: TraceError: there is none."""
+    found: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        found = found._modules.get(name) if found is not None else None
+    if found is None:
+        raise TraceError(f'network: there is no module "{path}".')
+    return found
 
 
 def node_shapes(network: Network) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms, select
 from penjing.representation import Codebook, Mask, named_weights, represent_, representations
-from penjing.training import TrainedStage, Workbench
+from penjing.training import Fit, Part, TrainedStage, Workbench
 
 _EXACT_UP_TO = 1 << 18
 
@@ -65,6 +65,15 @@ def cluster_together_(parameters: Sequence[tuple[nn.Module, str]], k: int) -> No
         represent_(layer, name, Codebook(own, shared, zero=zero))
 
 
+def follow_originals_(network: Network) -> None:
+    """Let the originals under all codebooks be trained too, see `Codebook`."""
+    for _, owner, name in named_weights(network):
+        stack = representations(owner, name)
+        if stack and isinstance(stack[-1], Codebook):
+            stack[-1].follow = True
+            owner.parametrizations[name].original.requires_grad_(True)  # type: ignore[index, union-attr]
+
+
 def _checked(layer: nn.Module, name: str) -> Tensor:
     if any(isinstance(part, Codebook) for part in representations(layer, name)):
         raise SettingError(f"cluster: {type(layer).__name__}.{name} has a codebook already.")
@@ -95,7 +104,7 @@ def _cluster_values(tensors: Sequence[Tensor], k: int, zero: bool) -> tuple[list
 
 
 def cluster_network(
-    network: Network, codes: int, layers: dict[str, int] | None = None, bias_codes: int = 16
+    network: Network, codes: int, layers: dict[str, int] | None = None, bias_codes: int = 32
 ) -> tuple[Network, list[str]]:
     """Cluster every weight of a network: matrices and filters a codebook each, all vectors (biases, norms) one together.
 
@@ -119,14 +128,34 @@ def cluster_network(
     return network, stayed
 
 
+class ReassignCodes(Part):
+    """After each step every weight that follows its original takes the table entry now nearest to it."""
+
+    def after_step(self, fit: Fit) -> None:
+        for _, owner, name in named_weights(fit.network):
+            stack = representations(owner, name)
+            if stack and isinstance(stack[-1], Codebook) and stack[-1].follow:
+                stack[-1].reassign_(owner.parametrizations[name].original)  # type: ignore[index, union-attr]
+
+    def finish(self, fit: Fit) -> None:
+        for _, owner, name in named_weights(fit.network):
+            stack = representations(owner, name)
+            if stack and isinstance(stack[-1], Codebook):
+                stack[-1].follow = False
+                owner.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
+
+
 class Cluster(TrainedStage):
     """Let all weights share a few values, biases and heads included, and train these values."""
 
     label: ClassVar[str] = "cluster"
     needs: ClassVar[tuple[str, ...]] = ("labels or a teacher",)
-    codes: int = Field(default=16, ge=2, le=256, description="values the weights of a layer share")
+    bits: int = Field(default=4, ge=1, le=8, description="the weights of a layer share 2^bits values")
+    codes: int | None = Field(default=None, ge=2, le=256, description="how many values instead, need not be a power of two")
     layers: dict[str, int] = Field(default={}, description="other numbers for some layers, by pattern")
-    bias_codes: int = Field(default=16, ge=2, le=256, description="values that all biases and norms together share")
+    bias_codes: int = Field(default=32, ge=2, le=256, description="values that all biases and norms together share")
+
+    reassign: bool = Field(default=True, description="weights may change their value while training; else only the values train")
 
     @field_validator("layers")
     @classmethod
@@ -136,8 +165,13 @@ class Cluster(TrainedStage):
         return value
 
     def apply(self, bench: Workbench) -> None:
-        bench.network, stayed = cluster_network(bench.network, self.codes, self.layers, self.bias_codes)
+        codes = self.codes or 2**self.bits
+        bench.network, stayed = cluster_network(bench.network, codes, self.layers, self.bias_codes)
         for path in stayed:
             bench.warn(f"the batch norm {path} does not follow a layer of its own; its statistics stay float32 in the file")
         if self.epochs:
-            bench.train(self.schedule(), self.parts(bench))
+            reassigning: list[Part] = []
+            if self.reassign:
+                follow_originals_(bench.network)
+                reassigning.append(ReassignCodes())
+            bench.train(self.schedule(), [*self.parts(bench), *reassigning])

@@ -25,16 +25,18 @@ class Codebook(Representation):
         codes: integers, shape of the weight, 0 <= code < number of centroids, at most 256 of them.
         centroids: float32, (k,). Codebooks may share one: pass the same Parameter.
         zero: the first entry is exactly 0 and stays so; used for weights that a mask removed.
+        follow: the original is trained too, by the gradient of the weight as if nothing were between them, so that
+            `reassign_` can give a weight another code; else the codes are fixed.
 
     Raises: SettingError: codes out of range, or more than 256 centroids.
-    Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the table in 8 bits.
+    Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the table in 8 bits. Training the originals beside the table is the straight-through
+    estimator, Bengio, Leonard and Courville 2013, arXiv:1308.3432.
     """
 
     kind: ClassVar[str] = "codebook"
-    reads_original: ClassVar[bool] = False
     codes: Tensor
 
-    def __init__(self, codes: Tensor, centroids: Tensor, *, zero: bool = False) -> None:
+    def __init__(self, codes: Tensor, centroids: Tensor, *, zero: bool = False, follow: bool = False) -> None:
         super().__init__()
         k = len(centroids)
         if not 1 <= k <= 256:
@@ -44,9 +46,24 @@ class Codebook(Representation):
         self.register_buffer("codes", codes.to(torch.uint8).clone())
         self.centroids = centroids if isinstance(centroids, nn.Parameter) else nn.Parameter(centroids.float().clone())
         self.zero = zero
+        self.follow = follow
+
+    @property
+    def reads_original(self) -> bool:
+        """Whether the original is still trained."""
+        return self.follow
 
     def forward(self, original: Tensor) -> Tensor:
-        return self.table().index_select(0, self.codes.flatten().int()).view(self.codes.shape)
+        value = self.table().index_select(0, self.codes.flatten().int()).view(self.codes.shape)
+        return value + (original - original.detach()) if self.follow else value  # the second term is exactly 0
+
+    @torch.no_grad()
+    def reassign_(self, original: Tensor) -> None:
+        """Give every weight the code of the table entry nearest to its original; removed weights keep theirs."""
+        table, order = self.table().detach().sort()
+        borders = (table[1:] + table[:-1]) / 2
+        codes = order[torch.bucketize(original.detach().contiguous(), borders)].to(torch.uint8)
+        self.codes.copy_(torch.where(self.codes == 0, self.codes, codes) if self.zero else codes)
 
     def table(self) -> Tensor:
         """The values, (k,), as stored; the gradient reaches the centroids unchanged."""
@@ -71,7 +88,7 @@ class Codebook(Representation):
         return multiples, step
 
     def sliced(self, dim: int, keep: Tensor) -> Self:
-        return type(self)(self.codes.index_select(dim, keep.to(self.codes.device)), self.centroids, zero=self.zero)
+        return type(self)(self.codes.index_select(dim, keep.to(self.codes.device)), self.centroids, zero=self.zero, follow=self.follow)
 
     @property
     def bits_per_weight(self) -> float:

@@ -103,9 +103,15 @@ class Fit:
 
     def forward(self, batch: Batch) -> Answers:
         """The answers of the network, wrapped for several processes and mixed precision."""
+        batch = self.laid_out(batch)
         with self.accelerator.autocast():
             answers = self.model(*batch.args, **batch.kwargs)
         return ExitOutputs(a.float() for a in answers) if isinstance(answers, (tuple, ExitOutputs)) else answers.float()
+
+    def laid_out(self, batch: Batch) -> Batch:
+        """The batch in the memory layout that convolutions are fastest in: channels last for images."""
+        args = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in batch.args)
+        return Batch(args, batch.kwargs, batch.labels)
 
     def loss(self, batch: Batch, answers: Answers) -> Tensor:
         """The sum of the terms of all parts.
@@ -204,7 +210,7 @@ def fit_(
         return History(state["losses"], state["seconds"], state["weights"])
     fit = Fit(network, task, schedule, parts, accelerator, where)
     _train_(fit, unfinished, seed, reporter)
-    network.eval()
+    network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     seed_everything(derive_seed(seed, where, "end"))
     if finished is not None and unfinished is not None:
         if accelerator.is_main_process:
@@ -217,7 +223,7 @@ def fit_(
 
 def _train_(fit: Fit, unfinished: Path | None, seed: int, reporter: Reporter) -> None:
     accelerator, task, schedule = fit.accelerator, fit.task, fit.schedule
-    fit.network.to(fit.device).train()
+    fit.network.to(fit.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     loader: Any = task.train
     if accelerator.num_processes > 1 and isinstance(loader, DataLoader):
         loader = accelerator.prepare_data_loader(loader)
@@ -295,12 +301,12 @@ def _agree(network: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """Weights decay; biases, norms and codebooks do not. A codebook learns at a rate in proportion to its values."""
+    """Weights decay; biases and norms do not. What writes a weight learns at a rate in proportion to its values' size."""
     decayed, free, groups = [], [], []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.endswith(".centroids"):
+        if ".parametrizations." in name:
             size = float(parameter.detach().square().mean().sqrt())
             groups.append({"params": [parameter], "weight_decay": 0.0, "scale": size or 1.0})
         else:

@@ -93,11 +93,12 @@ class LearnFromTeacher(Part):
         self.weight = weight
 
     def start(self, fit: Fit) -> None:
-        self.teacher = self.teacher.to(fit.device).eval()
+        self.teacher = self.teacher.to(fit.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def loss(self, fit: Fit, batch: Batch, answers: Answers) -> Tensor | None:
         with torch.no_grad():
-            target = self.teacher(*batch.args, **batch.kwargs)
+            laid_out = fit.laid_out(batch)
+            target = self.teacher(*laid_out.args, **laid_out.kwargs)
         first = answers[0] if isinstance(answers, ExitOutputs) else answers
         if target.shape != first.shape:
             raise DataError(

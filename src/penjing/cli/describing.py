@@ -1,0 +1,155 @@
+"""`penjing stages`, `inspect`, `bench`, `report` and `export`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from penjing import artifact, measurement
+from penjing.cli.main import print_json
+from penjing.errors import RunError, SettingError, nearest
+from penjing.export import export_onnx
+from penjing.recipe import STAGES, stage_table
+from penjing.report import write_report
+from penjing.training.stage import described
+from penjing.units import show_bytes
+
+
+def show_stages(name: str | None, console: Console) -> None:
+    """All stages in a line each, or one with its settings."""
+    if name is not None and name not in STAGES:
+        raise SettingError(f'stages: there is no stage "{name}"; {nearest(name, STAGES)}.')
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    if name is None:
+        for column in ("stage", "family", "what it does"):
+            table.add_column(column)
+        for label, stage in STAGES.items():
+            family = stage.__module__.split(".")[1]
+            table.add_row(label, family, (stage.__doc__ or "").strip().splitlines()[0])
+        console.print(table)
+        console.print("\nSettings of one: penjing stages NAME")
+        return
+    stage = STAGES[name]
+    console.print(f"[bold]{name}[/bold]  {escape((stage.__doc__ or '').strip())}\n", highlight=False)
+    for column in ("setting", "type", "default", "meaning"):
+        table.add_column(column)
+    for setting, kind, default, meaning in described(stage):
+        table.add_row(setting, escape(kind), escape(str(default)), escape(meaning))
+    console.print(table)
+
+
+def show_artifact(path: Path, as_json: bool, console: Console) -> None:
+    """Every part of the file."""
+    rows = artifact.inspect(path)
+    size = path.stat().st_size
+    network = artifact.load(path)
+    if as_json:
+        print_json(
+            {
+                "path": str(path),
+                "file_bytes": size,
+                "input_shapes": [list(shape) for shape in network.input_shapes],
+                "exit_thresholds": network.thresholds,
+                "rows": [asdict(row) for row in rows],
+            }
+        )
+        return
+    table = Table(show_edge=False, pad_edge=False, header_style="bold", show_footer=True)
+    table.add_column("tensor", footer="file")
+    table.add_column("shape")
+    table.add_column("density", justify="right")
+    table.add_column("codec")
+    table.add_column("bits/weight", justify="right")
+    table.add_column("entropy", justify="right")
+    table.add_column("bytes", justify="right", footer=f"{sum(row.size_bytes for row in rows):,}")
+    for row in rows:
+        table.add_row(
+            row.name,
+            " x ".join(map(str, row.shape)),
+            "" if row.density is None else f"{row.density:.3f}",
+            row.codec,
+            "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+            "" if row.entropy_bits_per_weight is None else f"{row.entropy_bits_per_weight:.2f}",
+            f"{row.size_bytes:,}",
+        )
+    console.print(table)
+    weights = sum(row.elements for row in rows)
+    console.print(f"\n{size:,} bytes = {show_bytes(size)} for {weights:,} numbers: {8 * size / max(weights, 1):.2f} bits each", highlight=False)
+    shapes = ", ".join(str(("batch", *shape)) for shape in network.input_shapes)
+    console.print(f"input {shapes}".replace("'", ""), highlight=False)
+    if network.thresholds:
+        console.print("samples leave at confidences " + ", ".join(f"{t:.4f}" for t in network.thresholds), highlight=False)
+
+
+def show_bench(
+    files: list[Path], batch: int, threads: int, rounds: int, seconds: float, as_json: bool, console: Console, talk: Console
+) -> None:
+    """Times of each file, and how much faster than the first."""
+    for file in files:
+        if not file.is_file():
+            raise RunError(f"bench: {file}: there is no such file.")
+    with talk.status(f"taking turns, about {len(files) * (rounds * seconds + 3):.0f} s"):
+        timings = measurement.bench(files, batch=batch, threads=threads, rounds=rounds, seconds=seconds)
+    base = timings[0].latency_ms.median
+    if as_json:
+        print_json(
+            [
+                {**asdict(timing), "file_bytes": Path(timing.path).stat().st_size, "speed": base / timing.latency_ms.median}
+                for timing in timings
+            ]
+        )
+        return
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("file")
+    table.add_column("runtime")
+    for column in ("file bytes", "ms, median", "quartiles", "speed"):
+        table.add_column(column, justify="right")
+    for timing in timings:
+        found = timing.latency_ms
+        table.add_row(
+            timing.path,
+            timing.runtime,
+            f"{Path(timing.path).stat().st_size:,}",
+            f"{found.median:.3f}",
+            f"{found.low:.3f} to {found.high:.3f}",
+            f"{base / found.median:.2f}x",
+        )
+    console.print(table)
+    console.print(
+        f"\nbatch {batch}, {threads} thread{'s' if threads > 1 else ''} each, {rounds} turns of {seconds:g} s, random inputs. "
+        "Exits of a dynamic network depend on the inputs: its time on real samples is in the report.",
+        highlight=False,
+    )
+
+
+def show_report(folder: Path, as_json: bool, console: Console) -> None:
+    """Write the page, print the table."""
+    page = write_report(folder)
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json(content)
+        return
+    console.print(stage_table(content))
+    console.print(f"\nreport {page}", highlight=False, soft_wrap=True)
+
+
+def show_export(file: Path, out: Path, exit_at: int | None, force: bool, as_json: bool, console: Console) -> None:
+    """Write ONNX, say how well it agrees and what it takes."""
+    if out.exists() and not force:
+        raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
+    done = export_onnx(artifact.load(file), out, exit_at=exit_at)
+    size = file.stat().st_size
+    if as_json:
+        print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})
+        return
+    console.print(
+        f"{done.path}: {done.size_bytes:,} bytes, the artifact has {size:,} ({done.size_bytes / size:.1f} times less)\n"
+        f"outputs {', '.join(done.outputs)}; ONNX Runtime and PyTorch differ by at most {done.largest_difference:.1e} relative",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if len(done.outputs) > 1:
+        console.print("All answers are computed in this file; --exit K writes the network up to one of them.", highlight=False)

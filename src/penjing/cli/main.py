@@ -1,0 +1,205 @@
+"""penjing on the command line.
+
+Commands import what they need when they run, so that `--help` answers before torch is loaded.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from penjing.errors import PenjingError
+from penjing.version import __version__
+
+app = typer.Typer(
+    name="penjing",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Makes trained networks small, and measures what that cost.\n\n"
+    "Start with [bold]penjing demo[/bold]: two minutes, no download.",
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+
+
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors of penjing's own become one line and exit code 1; Ctrl-C says what is safe and exits with 130."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PenjingError as error:
+            err_console.print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            folder = kwargs.get("out")
+            safe = (
+                f"Finished stages and decisions are safe in {folder}. Go on with the same command and --resume."
+                if folder is not None and (Path(folder) / "run.json").exists()
+                else "Nothing had been written."
+            )
+            err_console.print(f"\n[yellow]stopped[/yellow] {escape(safe)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return run
+
+
+def _version(show: bool) -> None:
+    if show:
+        out_console.print(f"penjing {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_told
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the run; must be new.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with a demo that was stopped.")] = False,
+) -> None:
+    """The whole way on scikit-learn's digits: train, separate, distil, prune, exits, cluster, one small file."""
+    from penjing.cli.running import demo_recipe, run_recipe
+
+    run_recipe(demo_recipe(), data=None, out=out, seed=seed, resume=resume, threads=1)
+
+
+@app.command()
+@_told
+def run(
+    recipe: Annotated[Optional[Path], typer.Argument(help="A recipe, such as recipes/mnist.yaml.", show_default=False)] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for the run; must be new unless --resume.", show_default="runs/NAME")] = None,
+    data: Annotated[Optional[Path], typer.Option(help="Folder where the data lie.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped; the result is the same, bit for bit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages, what each needs, what would be written; then stop.")] = False,
+    set_: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", help="Change the recipe: --set stages.2.epochs=3 --set budget.file='4 kB'.", show_default=False),
+    ] = None,
+    model: Annotated[Optional[str], typer.Option(help="Without a recipe: package.module:function, or a .pj file.", show_default=False)] = None,
+    dataset: Annotated[
+        Optional[str], typer.Option(help="Without a recipe: digits, mnist, image-folder or package.module:function.", show_default=False)
+    ] = None,
+    stage: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Without a recipe, in order: --stage 'distill: {epochs: 3}'. See penjing stages.", show_default=False),
+    ] = None,
+    threads: Annotated[Optional[int], typer.Option(help="Threads for training.", min=1, show_default="what torch takes")] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")] = None,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    json_: Json = False,
+) -> None:
+    """Carry out a recipe: train, compress, measure after every stage, write the artifact and the report.
+
+    Several processes: torchrun --nproc-per-node 2 -m penjing run recipes/mnist.yaml --data FOLDER
+    """
+    from penjing.cli.running import dry_run as show_plan
+    from penjing.cli.running import recipe_from, run_recipe
+
+    found = recipe_from(recipe, model, dataset, stage or [], set_ or [])
+    folder = out or Path("runs") / found.name
+    if dry_run:
+        show_plan(found, data, folder, out_console)
+        return
+    run_recipe(
+        found, data=data, out=folder, seed=seed, resume=resume, threads=threads, device=device, precision=precision, as_json=json_
+    )
+
+
+@app.command()
+@_told
+def stages(name: Annotated[Optional[str], typer.Argument(help="Only this one, with all settings.", show_default=False)] = None) -> None:
+    """The stages a recipe can have, and their settings."""
+    from penjing.cli.describing import show_stages
+
+    show_stages(name, out_console)
+
+
+@app.command()
+@_told
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An artifact, such as small.pj.")],
+    json_: Json = False,
+) -> None:
+    """What is in an artifact: per tensor shape, density, bits per weight, codec, bytes. The sum is the file's size."""
+    from penjing.cli.describing import show_artifact
+
+    show_artifact(file, json_, out_console)
+
+
+@app.command()
+@_told
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="Artifacts (.pj) and ONNX files (.onnx); the first is the baseline.")],
+    batch: Annotated[int, typer.Option(help="Samples in one call.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Turns that each file takes.", min=1)] = 10,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.", min=0.01)] = 0.3,
+    json_: Json = False,
+) -> None:
+    """Latency side by side: a process for each file, taking turns, one thread, median and quartiles, ratio to the first."""
+    from penjing.cli.describing import show_bench
+
+    show_bench(files, batch, threads, rounds, seconds, json_, out_console, err_console)
+
+
+@app.command()
+@_told
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/mnist.")],
+    json_: Json = False,
+) -> None:
+    """Write the HTML report of a run again, and print its table."""
+    from penjing.cli.describing import show_report
+
+    show_report(folder, json_, out_console)
+
+
+@app.command()
+@_told
+def export(
+    file: Annotated[Path, typer.Argument(help="An artifact, such as small.pj.")],
+    out: Annotated[Path, typer.Argument(help="Where to write, such as small.onnx.")],
+    exit_: Annotated[
+        Optional[int], typer.Option("--exit", help="Only the answer of this exit (0, 1 ...), as a smaller network.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write an artifact as ONNX, and compare its answers with PyTorch's in ONNX Runtime."""
+    from penjing.cli.describing import show_export
+
+    show_export(file, out, exit_, force, json_, out_console)
+
+
+def print_json(value: Any) -> None:
+    """JSON to standard output, nothing else."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def main() -> None:
+    """The entry point."""
+    app()

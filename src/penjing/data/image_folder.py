@@ -1,0 +1,89 @@
+"""Pictures in folders: one folder a part, one folder a class in it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from penjing.data.augment import random_crop_and_flip
+from penjing.data.splits import Splits, hold_out, in_memory_loader
+from penjing.errors import DataError
+
+_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"}
+
+
+def image_folder(
+    folder: str | Path,
+    *,
+    size: int = 32,
+    grey: bool = False,
+    n_valid: int | None = None,
+    batch_size: int = 128,
+    augment: bool = True,
+) -> Splits:
+    """FOLDER/train/CLASS/*.jpg and, where they exist, FOLDER/valid/... (or val) and FOLDER/test/...
+
+    Pictures are scaled to `size` x `size`, their channels by mean and standard deviation of the training part, and kept in
+    memory. Without a validation folder, `n_valid` training pictures (a tenth unless told) are held out.
+    Raises: DataError: the folder is not laid out like this, a picture cannot be read, or a class is missing somewhere.
+    """
+    root = Path(folder)
+    if not (root / "train").is_dir():
+        raise DataError(
+            f"image-folder: {root} has no folder train. Lay pictures out as {root}/train/CLASS/picture.jpg, "
+            f"and {root}/test/CLASS/picture.jpg for a test set."
+        )
+    classes = tuple(sorted(path.name for path in (root / "train").iterdir() if path.is_dir()))
+    images, labels = _read(root / "train", classes, size, grey)
+    mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+
+    def scaled(pictures: Tensor) -> Tensor:
+        return (pictures - mean) / deviation
+
+    valid_folder = next((root / name for name in ("valid", "val") if (root / name).is_dir()), None)
+    if valid_folder is not None:
+        valid_images, valid_labels = _read(valid_folder, classes, size, grey)
+    else:
+        train, valid = hold_out(len(labels), n_valid or max(len(labels) // 10, 1), 2024)
+        valid_images, valid_labels = images[valid], labels[valid]
+        images, labels = images[train], labels[train]
+    test = None
+    if (root / "test").is_dir():
+        test_images, test_labels = _read(root / "test", classes, size, grey)
+        test = in_memory_loader(scaled(test_images), test_labels, 256)
+    change = random_crop_and_flip(padding=max(size // 8, 1)) if augment else None
+    return Splits(
+        in_memory_loader(scaled(images), labels, batch_size, shuffle=True, augment=change),
+        in_memory_loader(scaled(valid_images), valid_labels, 256),
+        test,
+        classes,
+    )
+
+
+def _read(folder: Path, classes: tuple[str, ...], size: int, grey: bool) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in classes)
+    if unknown:
+        raise DataError(f"image-folder: {folder} has the class {unknown[0]}, which the training part does not have.")
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in _ENDINGS)
+        if not files:
+            raise DataError(f"image-folder: {folder / name} holds no pictures ({', '.join(sorted(_ENDINGS))}).")
+        for path in files:
+            images.append(_picture(path, size, grey))
+            labels.append(label)
+    return torch.from_numpy(np.stack(images)).float() / 255, torch.tensor(labels)
+
+
+def _picture(path: Path, size: int, grey: bool) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("L" if grey else "RGB")
+            if picture.size != (size, size):
+                picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+            array = np.asarray(picture)
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"image-folder: {path} cannot be read as a picture ({error}).") from None
+    return array[None] if grey else array.transpose(2, 0, 1)
