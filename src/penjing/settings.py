@@ -36,7 +36,9 @@ class Settings(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    raise SettingError(f'{cls.where()}: there is no setting "{key}"; {nearest(str(key), cls.model_fields)}.')
+                    raise SettingError(
+                        f'{cls.where()}: there is no setting "{key}"; {nearest(str(key), cls.model_fields)}.'
+                    )
         result: Self = handler(values)
         return result
 

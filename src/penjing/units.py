@@ -70,7 +70,11 @@ def show_bytes(size_bytes: int) -> str:
         return f"{size_bytes} B"
     for unit, factor in (("kB", 10**3), ("MB", 10**6)):
         if size_bytes < 1000 * factor:
-            return f"{size_bytes / factor:.3g} {unit}" if size_bytes >= 100 * factor else f"{size_bytes / factor:.2f} {unit}"
+            return (
+                f"{size_bytes / factor:.3g} {unit}"
+                if size_bytes >= 100 * factor
+                else f"{size_bytes / factor:.2f} {unit}"
+            )
     return f"{size_bytes / 10**9:.2f} GB"
 
 

@@ -127,7 +127,9 @@ def read_file(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}). Give the path of a .pj file.") from None
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror or error}). Give the path of a .pj file."
+        ) from None
 
 
 def _tensors(network: Network) -> Iterator[tuple[str, nn.Module, str]]:
@@ -138,13 +140,17 @@ def _tensors(network: Network) -> Iterator[tuple[str, nn.Module, str]]:
     for path, layer in network.layers().items():
         kind = MODULES.get(str(kind_of(layer)))
         if kind is None:
-            raise TraceError(f'artifact: the layer "{path}" is a {type(layer).__name__}, which cannot travel in a file yet.')
+            raise TraceError(
+                f'artifact: the layer "{path}" is a {type(layer).__name__}, which cannot travel in a file yet.'
+            )
         with torch.device("meta"):
             fresh = kind.build(kind.describe(layer))
         for name, expected in [*fresh._parameters.items(), *fresh._buffers.items()]:
             found = getattr(layer, name)
             if (expected is None) != (found is None) or (expected is not None and expected.shape != found.shape):
-                raise TraceError(f'artifact: "{path}.{name}" is not what a {kind.type.__name__} with these settings has.')
+                raise TraceError(
+                    f'artifact: "{path}.{name}" is not what a {kind.type.__name__} with these settings has.'
+                )
             if found is not None:
                 yield path, layer, name
 

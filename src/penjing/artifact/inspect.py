@@ -49,7 +49,11 @@ def _row(entry: TensorEntry, share: int) -> Row:
     decoded = entry.decoded
     n = decoded.value.numel()
     size = entry.head_bytes + entry.blob_bytes + share
-    kind = decoded.representation.kind if decoded.representation is not None else str(decoded.value.dtype).removeprefix("torch.")
+    kind = (
+        decoded.representation.kind
+        if decoded.representation is not None
+        else str(decoded.value.dtype).removeprefix("torch.")
+    )
     return Row(
         f"{entry.path}.{entry.name}",
         tuple(decoded.value.shape),

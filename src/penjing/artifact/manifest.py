@@ -135,7 +135,9 @@ def _read_node(
 def _write_module(writer: ByteWriter, path: str, module: nn.Module) -> None:
     name = kind_of(module)
     if name is None:
-        raise TraceError(f'artifact: the layer "{path}" is a {type(module).__name__}, which cannot travel in a file yet.')
+        raise TraceError(
+            f'artifact: the layer "{path}" is a {type(module).__name__}, which cannot travel in a file yet.'
+        )
     kind = MODULES[name]
     settings = {key: _flat(value) for key, value in kind.describe(module).items()}
     changed = [(i, key) for i, key in enumerate(kind.settings) if settings[key] != kind.settings[key]]

@@ -63,7 +63,11 @@ def read_value(reader: ByteReader, depth: int = 0) -> Any:
         n = reader.uvarint()
         if n > _MAX_LENGTH:
             raise ArtifactError(f"artifact: a setting has {n} elements; at most {_MAX_LENGTH} are possible.")
-        return (read_value(reader, depth + 1),) * n if tag == _SAME else tuple(read_value(reader, depth + 1) for _ in range(n))
+        return (
+            (read_value(reader, depth + 1),) * n
+            if tag == _SAME
+            else tuple(read_value(reader, depth + 1) for _ in range(n))
+        )
     raise ArtifactError(f"artifact: a setting has the unknown tag {tag}.")
 
 

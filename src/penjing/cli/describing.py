@@ -77,15 +77,27 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
         )
     console.print(table)
     weights = sum(row.elements for row in rows)
-    console.print(f"\n{size:,} bytes = {show_bytes(size)} for {weights:,} numbers: {8 * size / max(weights, 1):.2f} bits each", highlight=False)
+    console.print(
+        f"\n{size:,} bytes = {show_bytes(size)} for {weights:,} numbers: {8 * size / max(weights, 1):.2f} bits each",
+        highlight=False,
+    )
     shapes = ", ".join(str(("batch", *shape)) for shape in network.input_shapes)
     console.print(f"input {shapes}".replace("'", ""), highlight=False)
     if network.thresholds:
-        console.print("samples leave at confidences " + ", ".join(f"{t:.4f}" for t in network.thresholds), highlight=False)
+        console.print(
+            "samples leave at confidences " + ", ".join(f"{t:.4f}" for t in network.thresholds), highlight=False
+        )
 
 
 def show_bench(
-    files: list[Path], batch: int, threads: int, rounds: int, seconds: float, as_json: bool, console: Console, talk: Console
+    files: list[Path],
+    batch: int,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    as_json: bool,
+    console: Console,
+    talk: Console,
 ) -> None:
     """Times of each file, and how much faster than the first."""
     for file in files:
@@ -97,7 +109,11 @@ def show_bench(
     if as_json:
         print_json(
             [
-                {**asdict(timing), "file_bytes": Path(timing.path).stat().st_size, "speed": base / timing.latency_ms.median}
+                {
+                    **asdict(timing),
+                    "file_bytes": Path(timing.path).stat().st_size,
+                    "speed": base / timing.latency_ms.median,
+                }
                 for timing in timings
             ]
         )
@@ -152,4 +168,6 @@ def show_export(file: Path, out: Path, exit_at: int | None, force: bool, as_json
         soft_wrap=True,
     )
     if len(done.outputs) > 1:
-        console.print("All answers are computed in this file; --exit K writes the network up to one of them.", highlight=False)
+        console.print(
+            "All answers are computed in this file; --exit K writes the network up to one of them.", highlight=False
+        )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -68,7 +68,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -89,26 +91,48 @@ def demo(
 @app.command()
 @_told
 def run(
-    recipe: Annotated[Optional[Path], typer.Argument(help="A recipe, such as recipes/mnist.yaml.", show_default=False)] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for the run; must be new unless --resume.", show_default="runs/NAME")] = None,
-    data: Annotated[Optional[Path], typer.Option(help="Folder where the data lie.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped; the result is the same, bit for bit.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages, what each needs, what would be written; then stop.")] = False,
-    set_: Annotated[
-        Optional[list[str]],
-        typer.Option("--set", help="Change the recipe: --set stages.2.epochs=3 --set budget.file='4 kB'.", show_default=False),
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe, such as recipes/mnist.yaml.", show_default=False)
     ] = None,
-    model: Annotated[Optional[str], typer.Option(help="Without a recipe: package.module:function, or a .pj file.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run; must be new unless --resume.", show_default="runs/NAME")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder where the data lie.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped; the result is the same, bit for bit.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages, what each needs, what would be written; then stop.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change the recipe: --set stages.2.epochs=3 --set budget.file='4 kB'.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Without a recipe: package.module:function, or a .pj file.", show_default=False),
+    ] = None,
     dataset: Annotated[
-        Optional[str], typer.Option(help="Without a recipe: digits, mnist, image-folder or package.module:function.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Without a recipe: digits, mnist, image-folder or package.module:function.", show_default=False
+        ),
     ] = None,
     stage: Annotated[
-        Optional[list[str]],
-        typer.Option(help="Without a recipe, in order: --stage 'distill: {epochs: 3}'. See penjing stages.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="Without a recipe, in order: --stage 'distill: {epochs: 3}'. See penjing stages.", show_default=False
+        ),
     ] = None,
-    threads: Annotated[Optional[int], typer.Option(help="Threads for training.", min=1, show_default="what torch takes")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads for training.", min=1, show_default="what torch takes")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     json_: Json = False,
 ) -> None:
@@ -125,13 +149,23 @@ def run(
         show_plan(found, data, folder, out_console)
         return
     run_recipe(
-        found, data=data, out=folder, seed=seed, resume=resume, threads=threads, device=device, precision=precision, as_json=json_
+        found,
+        data=data,
+        out=folder,
+        seed=seed,
+        resume=resume,
+        threads=threads,
+        device=device,
+        precision=precision,
+        as_json=json_,
     )
 
 
 @app.command()
 @_told
-def stages(name: Annotated[Optional[str], typer.Argument(help="Only this one, with all settings.", show_default=False)] = None) -> None:
+def stages(
+    name: Annotated[str | None, typer.Argument(help="Only this one, with all settings.", show_default=False)] = None,
+) -> None:
     """The stages a recipe can have, and their settings."""
     from penjing.cli.describing import show_stages
 
@@ -153,7 +187,9 @@ def inspect(
 @app.command()
 @_told
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="Artifacts (.pj) and ONNX files (.onnx); the first is the baseline.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Artifacts (.pj) and ONNX files (.onnx); the first is the baseline.")
+    ],
     batch: Annotated[int, typer.Option(help="Samples in one call.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Turns that each file takes.", min=1)] = 10,
@@ -184,7 +220,10 @@ def export(
     file: Annotated[Path, typer.Argument(help="An artifact, such as small.pj.")],
     out: Annotated[Path, typer.Argument(help="Where to write, such as small.onnx.")],
     exit_: Annotated[
-        Optional[int], typer.Option("--exit", help="Only the answer of this exit (0, 1 ...), as a smaller network.", show_default=False)
+        int | None,
+        typer.Option(
+            "--exit", help="Only the answer of this exit (0, 1 ...), as a smaller network.", show_default=False
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     json_: Json = False,

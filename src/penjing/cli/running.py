@@ -27,15 +27,21 @@ def demo_recipe() -> Recipe:
     return Recipe(**yaml.safe_load(text))
 
 
-def recipe_from(path: Path | None, model: str | None, dataset: str | None, stages: list[str], changes: list[str]) -> Recipe:
+def recipe_from(
+    path: Path | None, model: str | None, dataset: str | None, stages: list[str], changes: list[str]
+) -> Recipe:
     """A recipe from a file or from options, with changes.
 
     Raises: SettingError: both or neither, or something in it cannot work.
     """
     if path is not None and (model or dataset or stages):
-        raise SettingError("run: give a recipe, or --model, --dataset and --stage, not both. To change a recipe use --set.")
+        raise SettingError(
+            "run: give a recipe, or --model, --dataset and --stage, not both. To change a recipe use --set."
+        )
     if path is None and not (model and dataset and stages):
-        raise SettingError("run: give a recipe, such as recipes/mnist.yaml, or --model, --dataset and at least one --stage.")
+        raise SettingError(
+            "run: give a recipe, such as recipes/mnist.yaml, or --model, --dataset and at least one --stage."
+        )
     if path is not None:
         content = read_recipe(path).to_data()
     else:
@@ -52,7 +58,9 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise SettingError(f'run: {where} "{text}" is not valid YAML. Write for example {where} "distill: {{epochs: 3}}"') from None
+        raise SettingError(
+            f'run: {where} "{text}" is not valid YAML. Write for example {where} "distill: {{epochs: 3}}"'
+        ) from None
 
 
 def _set(content: Any, path: list[str], value: Any, key: str) -> None:
@@ -84,8 +92,12 @@ def dry_run(recipe: Recipe, data: Path | None, out: Path, console: Console) -> N
     seed_everything(0)
     model = load_model(recipe.model)
     example = task.example()
-    shape = tuple(example.args[0].shape[1:]) if example.args else {k: tuple(v.shape[1:]) for k, v in example.kwargs.items()}
-    console.print(f"[bold]{recipe.name}[/bold]  data {recipe.data['name']}, inputs {shape}, model {type(model).__name__}")
+    shape = (
+        tuple(example.args[0].shape[1:]) if example.args else {k: tuple(v.shape[1:]) for k, v in example.kwargs.items()}
+    )
+    console.print(
+        f"[bold]{recipe.name}[/bold]  data {recipe.data['name']}, inputs {shape}, model {type(model).__name__}"
+    )
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     for column in ("", "stage", "needs", "epochs", "settings"):
         table.add_column(column, justify="right" if column in ("", "epochs") else "left")
@@ -94,7 +106,9 @@ def dry_run(recipe: Recipe, data: Path | None, out: Path, console: Console) -> N
         settings = ", ".join(f"{key} {value}" for key, value in stage.model_dump(exclude_defaults=True).items())
         teacher = getattr(stage, "teacher", None)
         needs = [*stage.needs, f"teacher: {teacher}"] if teacher else list(stage.needs)
-        table.add_row(str(position), type(stage).label, ", ".join(needs), str(stage.planned_epochs() or ""), escape(settings))
+        table.add_row(
+            str(position), type(stage).label, ", ".join(needs), str(stage.planned_epochs() or ""), escape(settings)
+        )
     console.print(table)
     console.print(f"{sum(stage.planned_epochs() for stage in recipe.stages)} epochs in all. Would be written:")
     for name, what in (

@@ -27,6 +27,8 @@ def digits(*, batch_size: int = 64, augment: bool = True) -> Splits:
 
     def part(index: Tensor, shuffle: bool = False) -> torch.utils.data.DataLoader:
         change = random_affine(degrees=10, scale=0.1, shear=0.1, shift=0.7) if shuffle and augment else None
-        return in_memory_loader(images[index], labels[index], batch_size if shuffle else 256, shuffle=shuffle, augment=change)
+        return in_memory_loader(
+            images[index], labels[index], batch_size if shuffle else 256, shuffle=shuffle, augment=change
+        )
 
     return Splits(part(train, True), part(valid), part(test), tuple(str(c) for c in range(10)))

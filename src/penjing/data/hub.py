@@ -30,13 +30,19 @@ def hub(
     try:
         import datasets  # noqa: PLC0415  optional dependency
     except ImportError:
-        raise MissingError("data: sets from the hub need an extra. Install it with: pip install 'penjing[hub]'") from None
+        raise MissingError(
+            "data: sets from the hub need an extra. Install it with: pip install 'penjing[hub]'"
+        ) from None
     try:
         found = datasets.load_dataset(dataset)
     except Exception as error:
-        raise DataError(f'data: the set "{dataset}" cannot be loaded from the hub ({str(error).splitlines()[0]}).') from None
+        raise DataError(
+            f'data: the set "{dataset}" cannot be loaded from the hub ({str(error).splitlines()[0]}).'
+        ) from None
     if "train" not in found or image not in found["train"].column_names or label not in found["train"].column_names:
-        raise DataError(f'data: the set "{dataset}" must have a part train with the columns {image} and {label}, it is {found}.')
+        raise DataError(
+            f'data: the set "{dataset}" must have a part train with the columns {image} and {label}, it is {found}.'
+        )
 
     def part(name: str) -> tuple[Tensor, Tensor]:
         mode = "L" if grey else "RGB"

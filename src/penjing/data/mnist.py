@@ -61,7 +61,9 @@ def read_idx(path: Path) -> Tensor:
     shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
     content = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
     if content.size != int(np.prod(shape)):
-        raise DataError(f"{path}: it should hold {int(np.prod(shape))} values of shape {shape}, it holds {content.size}.")
+        raise DataError(
+            f"{path}: it should hold {int(np.prod(shape))} values of shape {shape}, it holds {content.size}."
+        )
     return torch.from_numpy(content.reshape(shape).copy())
 
 

@@ -62,4 +62,3 @@ def hold_out(n: int, n_valid: int, seed: int) -> tuple[Tensor, Tensor]:
         raise DataError(f"data: the validation part must have 1 to {n - 1} of the {n} training samples, got {n_valid}.")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return order[n_valid:].sort().values, order[:n_valid].sort().values
-

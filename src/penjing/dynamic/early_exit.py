@@ -38,12 +38,21 @@ def attach_exits(network: Network, after: Sequence[str]) -> Network:
     for number, name in enumerate(sorted(after, key=order.index), start=len(network.exits)):
         shape = shapes[name]
         if len(shape) not in (2, 4):
-            raise SurgeryError(f'early exits: the result of "{name}" has shape {shape[1:]}; channels, or channels and places, are needed.')
+            raise SurgeryError(
+                f'early exits: the result of "{name}" has shape {shape[1:]}; channels, or channels and places, are needed.'
+            )
         path = f"exits.{number}"
         head: list[Node] = []
         source = name
         if len(shape) == 4:
-            head.append(Node(network.fresh_name(f"exit_{number}_mean"), "mean", (source,), settings={"dims": (2, 3), "keepdim": False}))
+            head.append(
+                Node(
+                    network.fresh_name(f"exit_{number}_mean"),
+                    "mean",
+                    (source,),
+                    settings={"dims": (2, 3), "keepdim": False},
+                )
+            )
             source = head[-1].name
         head.append(Node(network.fresh_name(f"exit_{number}_linear"), MODULE, (source,), path))
         head.append(Node(network.fresh_name(f"exit_{number}"), EXIT, (head[-1].name,), settings={"threshold": NEVER}))
@@ -72,7 +81,9 @@ def places_for_exits(network: Network, n_exits: int) -> list[str]:
         if live == {node.name} and len(shapes[node.name]) == 4 and _ends_a_block(network, node) and 0 < done < total:
             candidates.append((done / total, node.name))
     if len(candidates) < n_exits:
-        raise SurgeryError(f"early exits: the network has {len(candidates)} places for an exit; {n_exits} are asked for.")
+        raise SurgeryError(
+            f"early exits: the network has {len(candidates)} places for an exit; {n_exits} are asked for."
+        )
     chosen: list[str] = []
     for k in range(1, n_exits + 1):
         free = [c for c in candidates if c[1] not in chosen]
@@ -141,11 +152,15 @@ class EarlyExits(TrainedStage):
     needs: ClassVar[tuple[str, ...]] = ("classification", "labels or a teacher")
     after: tuple[str, ...] = Field(default=(), description="layers to put an exit behind; empty: evenly by MACs")
     exits: int = Field(default=1, ge=1, description="how many, where `after` is empty")
-    saving: float = Field(default=0.3, gt=0, lt=1, description="share of the MACs to save on average, on the validation set")
+    saving: float = Field(
+        default=0.3, gt=0, lt=1, description="share of the MACs to save on average, on the validation set"
+    )
 
     def apply(self, bench: Workbench) -> None:
         if not bench.task.is_classification:
-            raise SettingError(f"{self.label}: confidence needs classification; this task's metric is {bench.task.metric.name}.")
+            raise SettingError(
+                f"{self.label}: confidence needs classification; this task's metric is {bench.task.metric.name}."
+            )
         network = bench.network
         if self.after:
             paths = select(network.layers().items(), self.after, f"{self.label}: after")

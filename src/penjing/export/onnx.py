@@ -63,7 +63,9 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
         raise MissingError(f"export: {error.name} is missing. Install it with: pip install 'penjing[onnx]'") from None
     n_exits = len(network.exits)
     if exit_at is not None and not 0 <= exit_at <= n_exits:
-        raise SettingError(f"export: there is no exit {exit_at}; exits are 0 to {n_exits - 1}, {n_exits} is the final answer.")
+        raise SettingError(
+            f"export: there is no exit {exit_at}; exits are 0 to {n_exits - 1}, {n_exits} is the final answer."
+        )
     answers = tuple(range(n_exits + 1)) if exit_at is None else (exit_at,)
     names = tuple("final" if k == n_exits else f"exit_{k}" for k in answers)
     static = _Static(plain(network).cpu().eval(), answers)
@@ -95,6 +97,8 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
             scale = float(wanted.abs().max()) or 1.0
             worst = max(worst, float((torch.from_numpy(found) - wanted).abs().max()) / scale)
     if not worst <= TOLERANCE:
-        raise RunError(f"export: ONNX Runtime differs from PyTorch by {worst:.2g} relative (at most {TOLERANCE:g}); nothing was written.")
+        raise RunError(
+            f"export: ONNX Runtime differs from PyTorch by {worst:.2g} relative (at most {TOLERANCE:g}); nothing was written."
+        )
     write_atomically(Path(path), content)
     return Export(Path(path), len(content), names, worst)

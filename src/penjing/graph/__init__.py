@@ -4,7 +4,7 @@ from penjing.graph.groups import Channel, Group, Grouping, Slot, channel_groups
 from penjing.graph.network import NEVER, ExitOutputs, Network, Node, node_shapes
 from penjing.graph.proof import prove_removal
 from penjing.graph.select import select
-from penjing.graph.surgery import fold_batch_norms, insert_after, remove_channels, replace_node
+from penjing.graph.surgery import fold_batch_norms, insert_after, push_biases, remove_channels, replace_node
 from penjing.graph.trace import trace
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "insert_after",
     "node_shapes",
     "prove_removal",
+    "push_biases",
     "remove_channels",
     "replace_node",
     "select",

@@ -66,9 +66,7 @@ OPERATIONS: dict[str, Operation] = {
         lambda x, kernel_size, stride, padding: F.avg_pool2d(x, kernel_size, stride, padding),
         ("kernel_size", "stride", "padding"),
     ),
-    "adaptive_avg_pool2d": Operation(
-        lambda x, output_size: F.adaptive_avg_pool2d(x, output_size), ("output_size",)
-    ),
+    "adaptive_avg_pool2d": Operation(lambda x, output_size: F.adaptive_avg_pool2d(x, output_size), ("output_size",)),
     "mean": Operation(_mean, ("dims", "keepdim")),
     "add_scalar": Operation(_scalar(torch.add), ("value",), elementwise=True),
     "multiply_scalar": Operation(_scalar(torch.mul), ("value",), elementwise=True),
@@ -121,11 +119,19 @@ MODULES: dict[str, ModuleKind] = {
     "BatchNorm2d": ModuleKind(nn.BatchNorm2d, _NORM),
     "ReLU": ModuleKind(nn.ReLU, {"inplace": False}, elementwise=True),
     "MaxPool2d": ModuleKind(
-        nn.MaxPool2d, {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "return_indices": False, "ceil_mode": False}
+        nn.MaxPool2d,
+        {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "return_indices": False, "ceil_mode": False},
     ),
     "AvgPool2d": ModuleKind(
         nn.AvgPool2d,
-        {"kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": False, "count_include_pad": True, "divisor_override": None},
+        {
+            "kernel_size": 2,
+            "stride": 2,
+            "padding": 0,
+            "ceil_mode": False,
+            "count_include_pad": True,
+            "divisor_override": None,
+        },
     ),
     "AdaptiveAvgPool2d": ModuleKind(nn.AdaptiveAvgPool2d, {"output_size": 1}),
     "AdaptiveMaxPool2d": ModuleKind(nn.AdaptiveMaxPool2d, {"output_size": 1, "return_indices": False}),

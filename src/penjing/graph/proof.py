@@ -38,7 +38,9 @@ def prove_removal(network: Network, channels: Sequence[Channel], *, n_inputs: in
     worst = 0.0
     with torch.no_grad():
         for _ in range(n_inputs):
-            inputs = [torch.randn(2, *shape, dtype=torch.float64, generator=generator) for shape in network.input_shapes]
+            inputs = [
+                torch.randn(2, *shape, dtype=torch.float64, generator=generator) for shape in network.input_shapes
+            ]
             for forced, cut in zip(large.all_answers(*inputs), small.all_answers(*inputs), strict=True):
                 scale = float(forced.abs().max()) or 1.0
                 worst = max(worst, float((forced - cut).abs().max()) / scale)
@@ -55,7 +57,12 @@ def _randomise_norms_(network: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             shape = (module.num_features,)
             with torch.no_grad():
-                for name, low, high in (("running_mean", -1, 1), ("running_var", 0.5, 2), ("weight", 0.5, 2), ("bias", -1, 1)):
+                for name, low, high in (
+                    ("running_mean", -1, 1),
+                    ("running_var", 0.5, 2),
+                    ("weight", 0.5, 2),
+                    ("bias", -1, 1),
+                ):
                     tensor = getattr(module, name)
                     if tensor is not None:
                         tensor.copy_(torch.rand(shape, dtype=torch.float64, generator=generator) * (high - low) + low)

@@ -1,9 +1,9 @@
 """One language to choose layers, in every stage: names, globs and types.
 
-    "features.3"        the layer of that name
-    "features.*"        a glob over names (* matches dots too)
-    "type:Conv2d"       every layer of that torch.nn class; a glob too: "type:Conv*"
-    "!stem"             takes out what an earlier pattern put in; first in the list, it starts from all layers
+"features.3"        the layer of that name
+"features.*"        a glob over names (* matches dots too)
+"type:Conv2d"       every layer of that torch.nn class; a glob too: "type:Conv*"
+"!stem"             takes out what an earlier pattern put in; first in the list, it starts from all layers
 """
 
 from collections.abc import Iterable, Sequence

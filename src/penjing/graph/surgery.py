@@ -157,6 +157,45 @@ def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
     return folded.train(network.training), stayed
 
 
+def push_biases(network: Network) -> tuple[Network, list[str]]:
+    """Move the bias of a layer into the 1 x 1 convolution or linear layer right behind it, where that is exact.
+
+    B(A x + a) + b = B A x + (B a + b), for B a 1 x 1 convolution without padding or a linear layer that alone reads A's result.
+    Returns: the network, and the paths of the layers that have no bias any more.
+    """
+    moved = copy.deepcopy(network)
+    without: list[str] = []
+    for node in network.nodes:
+        before = next((n for n in network.nodes if node.inputs and n.name == node.inputs[0]), None)
+        if node.op != MODULE or before is None or before.op != MODULE or len(network.consumers(before.name)) > 1:
+            continue
+        first, second = moved.get_submodule(before.path), moved.get_submodule(node.path)
+        calls = [sum(n.path == path for n in network.nodes) for path in (before.path, node.path)]
+        plain = not (parametrize.is_parametrized(first) or parametrize.is_parametrized(second)) and calls == [1, 1]
+        if (
+            not plain
+            or kind_of(first) not in ("Conv2d", "Linear")
+            or first.bias is None
+            or not _mixes_places_alone(second)
+        ):
+            continue
+        with torch.no_grad():
+            weight = second.weight.flatten(1)  # type: ignore[operator, union-attr]  # (out, in)
+            old = second.bias if second.bias is not None else weight.new_zeros(len(weight))
+            second.bias = nn.Parameter(old + weight @ first.bias)  # type: ignore[operator]
+            first.bias = None  # type: ignore[assignment]
+        without.append(before.path)
+    return moved.train(network.training), without
+
+
+def _mixes_places_alone(layer: nn.Module) -> bool:
+    if kind_of(layer) == "Linear":
+        return True
+    if not isinstance(layer, nn.Conv2d) or kind_of(layer) is None:
+        return False
+    return max(layer.kernel_size) == 1 and layer.groups == 1 and layer.padding in ((0, 0), 0)
+
+
 def _fold_one_(network: Network, node: Node) -> bool:
     before = next(other for other in network.nodes if other.name == node.inputs[0])
     norm = network.get_submodule(node.path)

@@ -71,7 +71,7 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
     dims: Any = {0: torch.export.Dim.AUTO}
     arguments = tuple(two(x) for x in args)
     keywords = {name: two(x) for name, x in kwargs.items()}
-    shapes = [dims] * len(args) if not kwargs else {name: dims for name in kwargs}
+    shapes = [dims] * len(args) if not kwargs else dict.fromkeys(kwargs, dims)
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -163,7 +163,9 @@ class _Reader:
     def _call_layer(self, node: torch.fx.Node, path: str, layer: nn.Module) -> None:
         tensors = [arg for arg in node.args if isinstance(arg, torch.fx.Node) and arg in self.results]
         if len(tensors) != 1 or not isinstance(node.target, torch._ops.OpOverload):
-            raise TraceError(f'trace: the layer "{path}" ({type(layer).__name__}) computes more than one step; not supported yet.')
+            raise TraceError(
+                f'trace: the layer "{path}" ({type(layer).__name__}) computes more than one step; not supported yet.'
+            )
         name = path.replace(".", "_")
         self.opened[name] = self.opened.get(name, 0) + 1
         if self.opened[name] > 1:
@@ -197,7 +199,9 @@ class _Reader:
             self._add(node, Node(node.name, scalar_op, (self._source(left, where),), settings={"value": float(right)}))
         elif isinstance(left, torch.fx.Node) and not node.kwargs:
             if _shape(left)[1:] != _shape(right)[1:]:
-                raise TraceError(f"trace: {op} in {where} combines shapes {_shape(left)} and {_shape(right)}; broadcasting is not supported yet.")
+                raise TraceError(
+                    f"trace: {op} in {where} combines shapes {_shape(left)} and {_shape(right)}; broadcasting is not supported yet."
+                )
             self._add(node, Node(node.name, tensor_op, (self._source(left, where), self._source(right, where))))
         else:
             raise TraceError(f"trace: {op} in {where} with these arguments is not supported yet.")

@@ -94,7 +94,9 @@ def drop(metric: Metric, baseline: Answers, candidate: Answers) -> Drop:
     first = metric.score(baseline.logits, baseline.labels).detach().double().numpy()
     second = metric.score(candidate.logits, candidate.labels).detach().double().numpy()
     if first.ndim == 0:
-        spread = _bootstrap(metric, baseline.logits, baseline.labels) - _bootstrap(metric, candidate.logits, candidate.labels)
+        spread = _bootstrap(metric, baseline.logits, baseline.labels) - _bootstrap(
+            metric, candidate.logits, candidate.labels
+        )
         low, high = sorted(sign * np.quantile(spread, [0.025, 0.975]))
         return Drop(sign * float(first - second), float(low), float(high))
     if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():

@@ -151,5 +151,3 @@ def _quartiles(values: Sequence[float]) -> Latency:
         return ordered[min(int(q * len(ordered)), len(ordered) - 1)]
 
     return Latency(at(0.5), at(0.25), at(0.75))
-
-

@@ -132,7 +132,12 @@ class Record:
         """The inverse of `to_json`."""
         known = dict(value)
         known["metric"] = MetricValue(**value["metric"])
-        for name, kind in (("accuracy", Accuracy), ("drop", Drop), ("latency_ms", Latency), ("baseline_latency_ms", Latency)):
+        for name, kind in (
+            ("accuracy", Accuracy),
+            ("drop", Drop),
+            ("latency_ms", Latency),
+            ("baseline_latency_ms", Latency),
+        ):
             if value.get(name) is not None:
                 known[name] = kind(**value[name])
         known["operating_points"] = [_point(point) for point in value["operating_points"]]

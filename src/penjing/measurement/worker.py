@@ -1,7 +1,7 @@
 """The process that `latency.Worker` talks to: loads one file, then times it on request. One JSON object a line.
 
-    in   {"path", "batch", "threads", "exit_at", "samples"}      out  {"runtime"} or {"error"}
-    in   {"seconds"}                                  out  {"ms": [...], "resident_bytes"}
+in   {"path", "batch", "threads", "exit_at", "samples"}      out  {"runtime"} or {"error"}
+in   {"seconds"}                                  out  {"ms": [...], "resident_bytes"}
 """
 
 import json

@@ -1,7 +1,7 @@
 """A plain convolutional network: blocks of convolution, batch norm and ReLU, the mean over places, a linear layer.
 
-    image ── block 0 ── block 1 ── ... ── block n ── mean ── linear ── logits
-             5x5 /2     3x3 [pool]        3x3
+image ── block 0 ── block 1 ── ... ── block n ── mean ── linear ── logits
+         5x5 /2     3x3 [pool]        3x3
 """
 
 from collections import OrderedDict

@@ -54,7 +54,9 @@ class PruneChannels(TrainedStage):
     sparsity: float = Field(default=0.5, gt=0, lt=1, description="fraction of all channels that are gone in the end")
     rounds: int = Field(default=5, ge=1, description="in how many steps; about 10 % a step is gentle")
     score: Literal["taylor", "magnitude"] = Field(default="taylor", description="what makes a channel important")
-    layers: tuple[str, ...] = Field(default=("*",), description="whose output channels: names, globs, type:Class, !not-this")
+    layers: tuple[str, ...] = Field(
+        default=("*",), description="whose output channels: names, globs, type:Class, !not-this"
+    )
     uniform: bool = Field(default=False, description="the same fraction of every layer, instead of a ranking over all")
     keep_at_least: int = Field(default=2, ge=1, description="channels that every layer keeps")
     batches: int = Field(default=20, ge=1, description="training batches that the score is averaged over")
@@ -96,7 +98,9 @@ class PruneChannels(TrainedStage):
         decision: dict[str, list[int]] = bench.decide(f"round-{turn}", choose)
         gone: list[Channel] = [g.channels[i] for g in groups for i in decision.get(g.name, [])]
         if len(gone) < n_remove:
-            bench.warn(f"round {turn}: only {len(gone)} of {n_remove} channels can go, every layer keeps {self.keep_at_least}")
+            bench.warn(
+                f"round {turn}: only {len(gone)} of {n_remove} channels can go, every layer keeps {self.keep_at_least}"
+            )
         if gone:
             prove_removal(bench.network, gone)
             bench.network = remove_channels(bench.network, gone)

@@ -24,7 +24,9 @@ def taylor_scores(
     Returns: per group (channels,), at least 0.
     Source: Molchanov et al. 2017, arXiv:1611.06440, eq. 8, taken at the readers' inputs so that coupled channels add up.
     """
-    readers = sorted({slot.path for group in groups for channel in group.channels for slot in channel if slot.role == "in"})
+    readers = sorted(
+        {slot.path for group in groups for channel in group.channels for slot in channel if slot.role == "in"}
+    )
     read: dict[str, list[Tensor]] = {path: [] for path in readers}
 
     def note(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -53,7 +55,11 @@ def taylor_scores(
                 for path, (channels, places) in columns.items():
                     for tensor in read[path]:
                         if tensor.grad is not None:
-                            product = (tensor.detach() * tensor.grad).flatten(2).sum(-1) if tensor.dim() > 2 else tensor.detach() * tensor.grad
+                            product = (
+                                (tensor.detach() * tensor.grad).flatten(2).sum(-1)
+                                if tensor.dim() > 2
+                                else tensor.detach() * tensor.grad
+                            )
                             change.index_add_(1, channels, product.double().cpu()[:, places])
                 # the loss is a mean over the batch: its gradient is a sample's own, divided by the batch's size
                 total += change.abs().sum(0) * batch.size
@@ -71,4 +77,7 @@ def _columns(group: Group) -> dict[str, tuple[Tensor, Tensor]]:
         for slot in channel:
             if slot.role == "in":
                 pairs.setdefault(slot.path, []).append((position, slot.index))
-    return {path: (torch.tensor([p for p, _ in found]), torch.tensor([i for _, i in found])) for path, found in pairs.items()}
+    return {
+        path: (torch.tensor([p for p, _ in found]), torch.tensor([i for _, i in found]))
+        for path, found in pairs.items()
+    }

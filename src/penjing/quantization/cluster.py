@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from penjing.errors import SettingError
-from penjing.graph import Network, fold_batch_norms, select
+from penjing.graph import Network, fold_batch_norms, push_biases, select
 from penjing.representation import Codebook, Mask, named_weights, represent_, representations
 from penjing.training import Fit, Part, TrainedStage, Workbench
 
@@ -79,7 +79,9 @@ def _checked(layer: nn.Module, name: str) -> Tensor:
         raise SettingError(f"cluster: {type(layer).__name__}.{name} has a codebook already.")
     value: Tensor = getattr(layer, name).detach()
     if not torch.isfinite(value).all():
-        raise SettingError(f"cluster: {type(layer).__name__}.{name} holds values that are not finite; train with a smaller lr.")
+        raise SettingError(
+            f"cluster: {type(layer).__name__}.{name} holds values that are not finite; train with a smaller lr."
+        )
     return value
 
 
@@ -108,13 +110,14 @@ def cluster_network(
 ) -> tuple[Network, list[str]]:
     """Cluster every weight of a network: matrices and filters a codebook each, all vectors (biases, norms) one together.
 
-    Batch norms are folded into their layers first.
+    Batch norms are folded into their layers first, and biases moved on into a pointwise layer behind where that is exact.
     Args:
         codes: values a weight may have, for each layer.
         layers: other numbers for some layers, by pattern; the last that matches counts.
     Returns: the network, and the batch norms that could not be folded.
     """
     network, stayed = fold_batch_norms(network)
+    network, _ = push_biases(network)
     counts = dict.fromkeys(network.layers(), codes)
     for pattern, k in (layers or {}).items():
         counts |= dict.fromkeys(select(network.layers().items(), (pattern,), "cluster: layers"), k)
@@ -151,11 +154,15 @@ class Cluster(TrainedStage):
     label: ClassVar[str] = "cluster"
     needs: ClassVar[tuple[str, ...]] = ("labels or a teacher",)
     bits: int = Field(default=4, ge=1, le=8, description="the weights of a layer share 2^bits values")
-    codes: int | None = Field(default=None, ge=2, le=256, description="how many values instead, need not be a power of two")
+    codes: int | None = Field(
+        default=None, ge=2, le=256, description="how many values instead, need not be a power of two"
+    )
     layers: dict[str, int] = Field(default={}, description="other numbers for some layers, by pattern")
     bias_codes: int = Field(default=32, ge=2, le=256, description="values that all biases and norms together share")
 
-    reassign: bool = Field(default=True, description="weights may change their value while training; else only the values train")
+    reassign: bool = Field(
+        default=True, description="weights may change their value while training; else only the values train"
+    )
 
     @field_validator("layers")
     @classmethod
@@ -168,7 +175,9 @@ class Cluster(TrainedStage):
         codes = self.codes or 2**self.bits
         bench.network, stayed = cluster_network(bench.network, codes, self.layers, self.bias_codes)
         for path in stayed:
-            bench.warn(f"the batch norm {path} does not follow a layer of its own; its statistics stay float32 in the file")
+            bench.warn(
+                f"the batch norm {path} does not follow a layer of its own; its statistics stay float32 in the file"
+            )
         if self.epochs:
             reassigning: list[Part] = []
             if self.reassign:

@@ -174,7 +174,9 @@ def baseline_rows(gauge: Gauge, data: str) -> list[dict[str, Any]]:
                 blobs.append(buffer.half().numpy().tobytes())
                 n_bytes += 4 * buffer.numel()
                 if round_one is _half:
-                    network.get_submodule(key.rpartition(".")[0])._buffers[key.rpartition(".")[2]] = buffer.half().float()
+                    network.get_submodule(key.rpartition(".")[0])._buffers[key.rpartition(".")[2]] = (
+                        buffer.half().float()
+                    )
         if round_one is _half:
             n_bytes = len(zstandard.ZstdCompressor(level=19).compress(b"".join(blobs)))
         found = answer(network.to(gauge.device), gauge.task, gauge._loader(data))

@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "numpy", "accelerate", "constriction", "kmeans1d", "numba", "zstandard", "scikit-learn", "onnxruntime")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "accelerate",
+    "constriction",
+    "kmeans1d",
+    "numba",
+    "zstandard",
+    "scikit-learn",
+    "onnxruntime",
+)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """A recipe: data, a model, stages and a budget, as data. YAML, a Python list and the command line are spellings of it.
 
-    name: mnist
-    data: {name: mnist, n_valid: 5000}
-    model: penjing.models:plain_cnn
-    stages:
-      - train: {epochs: 8}
-      - separable-convs
-      - distill: {temperature: 3, epochs: 8}
-    budget: {file: 4 kB, drop: 0.5 pp}
+name: mnist
+data: {name: mnist, n_valid: 5000}
+model: penjing.models:plain_cnn
+stages:
+  - train: {epochs: 8}
+  - separable-convs
+  - distill: {temperature: 3, epochs: 8}
+budget: {file: 4 kB, drop: 0.5 pp}
 """
 
 import importlib
@@ -58,7 +58,9 @@ def read_stage(item: Any, position: int = 0) -> Stage:
     if isinstance(item, str):
         item = {item: None}
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise SettingError(f"{where}: must be a name, or a name with settings, got {item!r}. Write for example - distill: {{epochs: 3}}")
+        raise SettingError(
+            f"{where}: must be a name, or a name with settings, got {item!r}. Write for example - distill: {{epochs: 3}}"
+        )
     ((name, settings),) = item.items()
     if name not in STAGES:
         raise SettingError(f'{where}: there is no stage "{name}"; {nearest(str(name), STAGES)}.')
@@ -191,7 +193,9 @@ def import_function(name: str, where: str, known: Mapping[str, Any] | None = Non
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise SettingError(f'{where}: "{module_name}" has no function "{function_name}"; {nearest(function_name, functions)}.')
+        raise SettingError(
+            f'{where}: "{module_name}" has no function "{function_name}"; {nearest(function_name, functions)}.'
+        )
     return function  # type: ignore[no-any-return]
 
 

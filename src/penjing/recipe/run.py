@@ -1,11 +1,11 @@
 """A run: a recipe applied to a model and a task, in a folder that holds everything that was decided, trained and measured.
 
-    run.json            what this run is; --resume refuses to go on with something else
-    journal.jsonl       decisions, see `training.journal`
-    trainings/          finished trainings
-    stages/             an artifact for the baseline and after every stage
-    NAME.pj             the result
-    report.json         every record, see `measurement.record`
+run.json            what this run is; --resume refuses to go on with something else
+journal.jsonl       decisions, see `training.journal`
+trainings/          finished trainings
+stages/             an artifact for the baseline and after every stage
+NAME.pj             the result
+report.json         every record, see `measurement.record`
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ class _Running:
                     if position + 1 == n_leading:
                         gauge = self._baseline(network)
                 if gauge is not None:
-                    record = self._record(journal, gauge, f"{key}/record", stage.name or type(stage).label, path, "valid")
+                    record = self._record(
+                        journal, gauge, f"{key}/record", stage.name or type(stage).label, path, "valid"
+                    )
                     records.append(self._complete(record, bench, seconds))
             assert gauge is not None
             return self._finish(journal, gauge, network, records, time.monotonic() - begun)
@@ -318,7 +320,9 @@ class _Running:
         final = replace(final, budget=lines, warnings=_honest_words(final, network))
         warnings = [f"{r.name}: {w}" for r in records for w in r.warnings] + [f"final: {w}" for w in final.warnings]
         if data == "valid":
-            warnings.append("There is no test set: the result is measured on the validation set, on which choices were made.")
+            warnings.append(
+                "There is no test set: the result is measured on the validation set, on which choices were made."
+            )
         content = path.read_bytes()
         report = {
             "schema_version": SCHEMA_VERSION,
@@ -329,7 +333,9 @@ class _Running:
             "duration_seconds": round(measured.pop("seconds"), 1),
             "machine": machine(self.accelerator.device),
             "versions": versions(),
-            "recipe": self.recipe.to_data() if self.recipe else {"stages": [write_stage(stage) for stage in self.stages]},
+            "recipe": self.recipe.to_data()
+            if self.recipe
+            else {"stages": [write_stage(stage) for stage in self.stages]},
             "recipe_text": self.recipe.to_yaml() if self.recipe else _stages_yaml(self.stages),
             "task": {
                 "metric": self.task.metric.name,
@@ -359,7 +365,9 @@ def _honest_words(record: Record, network: Network) -> list[str]:
     if record.latency_ms and record.baseline_latency_ms and record.file_bytes:
         slower = record.latency_ms.median / record.baseline_latency_ms.median
         if record.drop is not None and slower > 1.05:
-            words.append(f"slower than the baseline here: {record.latency_ms.median:.3g} ms against {record.baseline_latency_ms.median:.3g} ms")
+            words.append(
+                f"slower than the baseline here: {record.latency_ms.median:.3g} ms against {record.baseline_latency_ms.median:.3g} ms"
+            )
     kinds = {part.kind for _, owner, name in named_weights(network) for part in representations(owner, name)}
     if "mask" in kinds:
         words.append("masks without structure: the file shrinks, the latency does not")
@@ -384,4 +392,3 @@ def _n_samples(loader: Any) -> int | None:
         return len(data)  # type: ignore[arg-type]
     except TypeError:
         return None
-

@@ -33,7 +33,17 @@ def stage_table(report: Mapping[str, Any]) -> Table:
     for row in report["baseline_rows"]:
         metric = row["metric"]
         table.add_row(
-            f"  as {row['name']}", report["baseline"]["data"], _value(metric), _range(metric), "", "", "", f"{row['file_bytes']:,}", "", "", style="dim"
+            f"  as {row['name']}",
+            report["baseline"]["data"],
+            _value(metric),
+            _range(metric),
+            "",
+            "",
+            "",
+            f"{row['file_bytes']:,}",
+            "",
+            "",
+            style="dim",
         )
     _add(table, Record.from_json(report["final"]), style="bold")
     return table
@@ -54,7 +64,11 @@ def _add(table: Table, record: Record, style: str | None = None) -> None:
     else:
         value, interval = _value(vars(record.metric)), _range(vars(record.metric))
     factor = 100 if record.accuracy else 1
-    drop = f"{factor * record.drop.value:+.2f} ({factor * record.drop.low:+.2f} to {factor * record.drop.high:+.2f})" if record.drop else ""
+    drop = (
+        f"{factor * record.drop.value:+.2f} ({factor * record.drop.low:+.2f} to {factor * record.drop.high:+.2f})"
+        if record.drop
+        else ""
+    )
     latency = record.latency_ms
     speed = ""
     if latency is not None and record.baseline_latency_ms is not None and record.drop is not None:

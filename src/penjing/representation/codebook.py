@@ -41,7 +41,7 @@ class Codebook(Representation):
         k = len(centroids)
         if not 1 <= k <= 256:
             raise SettingError(f"codebook: it must have 1 to 256 centroids, got {k}.")
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < k):
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < k):
             raise SettingError(f"codebook: codes must be in [0, {k}), got {int(codes.min())} to {int(codes.max())}.")
         self.register_buffer("codes", codes.to(torch.uint8).clone())
         self.centroids = centroids if isinstance(centroids, nn.Parameter) else nn.Parameter(centroids.float().clone())
@@ -88,7 +88,9 @@ class Codebook(Representation):
         return multiples, step
 
     def sliced(self, dim: int, keep: Tensor) -> Self:
-        return type(self)(self.codes.index_select(dim, keep.to(self.codes.device)), self.centroids, zero=self.zero, follow=self.follow)
+        return type(self)(
+            self.codes.index_select(dim, keep.to(self.codes.device)), self.centroids, zero=self.zero, follow=self.follow
+        )
 
     @property
     def bits_per_weight(self) -> float:

@@ -39,9 +39,13 @@ class Schedule(Settings):
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with Nesterov momentum 0.9")
     weight_decay: float = Field(default=0.0, ge=0, description="as the optimizer understands it")
     decay: Literal["cosine", "constant"] = Field(default="cosine", description="how the learning rate falls")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of all steps in which the learning rate rises")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="fraction of all steps in which the learning rate rises"
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient, None for no limit")
-    keep_steps: tuple[int, ...] = Field(default=(), description="steps after which weights are kept, 0 for before the first")
+    keep_steps: tuple[int, ...] = Field(
+        default=(), description="steps after which weights are kept, 0 for before the first"
+    )
 
     @field_validator("keep_steps")
     @classmethod
@@ -87,7 +91,13 @@ class Fit:
     """
 
     def __init__(
-        self, network: Network, task: Task, schedule: Schedule, parts: Sequence[Part], accelerator: Accelerator, where: str
+        self,
+        network: Network,
+        task: Task,
+        schedule: Schedule,
+        parts: Sequence[Part],
+        accelerator: Accelerator,
+        where: str,
     ) -> None:
         self.network, self.task, self.schedule = network, task, schedule
         self.parts = list(parts)
@@ -337,5 +347,3 @@ def device_named(name: str | None) -> torch.device | None:
     if name not in known:
         raise SettingError(f'device: there is no "{name}" on this machine; {nearest(name, known)}.')
     return torch.device(name)
-
-

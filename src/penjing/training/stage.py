@@ -94,7 +94,9 @@ class Workbench:
         Raises: SettingError: there is none at this point of the recipe, with the names there are.
         """
         if name not in self.teachers:
-            raise SettingError(f'{where}: there is no teacher "{name}" yet at this stage; {nearest(name, self.teachers)}.')
+            raise SettingError(
+                f'{where}: there is no teacher "{name}" yet at this stage; {nearest(name, self.teachers)}.'
+            )
         return copy.deepcopy(self.teachers[name]).eval()
 
     def warn(self, text: str) -> None:
@@ -131,10 +133,16 @@ class TrainedStage(Stage):
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with Nesterov momentum 0.9")
     weight_decay: float = Field(default=0.0, ge=0, description="pull towards zero, weights only")
     decay: Literal["cosine", "constant"] = Field(default="cosine", description="how the learning rate falls")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of the steps in which the learning rate rises")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="fraction of the steps in which the learning rate rises"
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
-    average: float | None = Field(default=None, gt=0, lt=1, description="decay of a moving average that replaces the weights")
-    teacher: str | None = Field(default=None, description='whom to learn from besides the labels: "baseline" or a stage\'s name')
+    average: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of a moving average that replaces the weights"
+    )
+    teacher: str | None = Field(
+        default=None, description='whom to learn from besides the labels: "baseline" or a stage\'s name'
+    )
     temperature: float = Field(default=4.0, gt=0, description="how much the teacher's answers are softened")
     soft: float = Field(default=0.9, ge=0, le=1, description="weight of the teacher; the labels have 1 - soft")
 
@@ -183,5 +191,7 @@ def described(stage: type[Stage]) -> list[tuple[str, str, Any, str]]:
     rows = []
     for name, info in stage.model_fields.items():
         kind = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
-        rows.append((name, kind if "Literal" not in kind else str(info.annotation), info.default, info.description or ""))
+        rows.append(
+            (name, kind if "Literal" not in kind else str(info.annotation), info.default, info.description or "")
+        )
     return rows

@@ -98,7 +98,9 @@ def classification_loss(answers: Tensor, labels: Any) -> Tensor:
     Raises: DataError: labels missing, of the wrong shape, or outside [0, classes).
     """
     if not isinstance(labels, Tensor):
-        raise DataError("task: the batch has no labels, and the loss needs them. Give labels, or learn from a teacher only.")
+        raise DataError(
+            "task: the batch has no labels, and the loss needs them. Give labels, or learn from a teacher only."
+        )
     if labels.dim() != 1 or len(labels) != len(answers) or labels.is_floating_point():
         raise DataError(
             f"task: labels must be whole numbers of shape ({len(answers)},), got {labels.dtype} of {tuple(labels.shape)}."

@@ -43,7 +43,9 @@ class CodebookCodec(Codec):
         counts = count(codes, k)
         n_bits = {PACKED: 8 * math.ceil(len(codes) * _width(k) / 8)}
         model = best_frequencies(counts)
-        n_bits[OWN if len(codes) >= OWN_FROM else SHARED] = 8 * len(model.table) + math.ceil(entropy_bits(counts, model.freqs))
+        n_bits[OWN if len(codes) >= OWN_FROM else SHARED] = 8 * len(model.table) + math.ceil(
+            entropy_bits(counts, model.freqs)
+        )
         if table in sink.models and len(codes) < OWN_FROM and not np.any((sink.models[table] == 0) & (counts > 0)):
             n_bits[SHARED_SAME] = math.ceil(entropy_bits(counts, sink.models[table]))
         lengths = code_lengths(counts)
