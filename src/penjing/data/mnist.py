@@ -73,6 +73,6 @@ def _find(folder: Path) -> list[Path]:
         if all(found):
             return [path for path in found if path is not None]
     raise DataError(
-        f"mnist: the files {', '.join(FILES)} (plain or .gz) are not in {folder}, {folder / 'raw'} or {folder / 'MNIST' / 'raw'}. "
+        f"mnist: the files {', '.join(FILES)} (plain or .gz) are not in {folder}, nor in raw or MNIST/raw below it. "
         "Download MNIST in IDX format, put the four files there, and give that folder with --data."
     )

@@ -7,6 +7,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def slice_(layer: nn.Module, name: str, dim: int, keep: Tensor) -> None:
     Raises: SurgeryError: a parametrization that does not say how it is sliced.
     """
     if parametrize.is_parametrized(layer, name):
-        stack = layer.parametrizations[name]  # type: ignore[index, union-attr]
+        stack: Any = layer.parametrizations[name]  # type: ignore[index]
         pieces = []
         for part in stack:
             if not hasattr(part, "sliced"):
@@ -180,7 +181,7 @@ def push_biases(network: Network) -> tuple[Network, list[str]]:
         ):
             continue
         with torch.no_grad():
-            weight = second.weight.flatten(1)  # type: ignore[operator, union-attr]  # (out, in)
+            weight = second.weight.flatten(1)  # type: ignore[operator]  # (out, in)
             old = second.bias if second.bias is not None else weight.new_zeros(len(weight))
             second.bias = nn.Parameter(old + weight @ first.bias)  # type: ignore[operator]
             first.bias = None  # type: ignore[assignment]
@@ -209,10 +210,10 @@ def _fold_one_(network: Network, node: Node) -> bool:
     gamma = norm.weight if norm.affine else torch.ones_like(var)  # type: ignore[arg-type]
     beta = norm.bias if norm.affine else torch.zeros_like(var)  # type: ignore[arg-type]
     with torch.no_grad():
-        scale = gamma / torch.sqrt(var + norm.eps)  # type: ignore[operator]
+        scale = gamma / torch.sqrt(var + norm.eps)  # type: ignore[operator, arg-type]
         weight = layer.weight
-        weight.mul_(scale.reshape(-1, *[1] * (weight.dim() - 1)))  # type: ignore[operator, union-attr]
-        old_bias = layer.bias if layer.bias is not None else torch.zeros_like(mean)  # type: ignore[arg-type]
+        weight.mul_(scale.reshape(-1, *[1] * (weight.dim() - 1)))  # type: ignore[operator]
+        old_bias = layer.bias if layer.bias is not None else torch.zeros_like(mean)
         layer.bias = nn.Parameter((beta + (old_bias - mean) * scale).detach().clone())  # type: ignore[operator]
     parent, _, name = node.path.rpartition(".")
     del network.get_submodule(parent)._modules[name]

@@ -200,7 +200,8 @@ class _Reader:
         elif isinstance(left, torch.fx.Node) and not node.kwargs:
             if _shape(left)[1:] != _shape(right)[1:]:
                 raise TraceError(
-                    f"trace: {op} in {where} combines shapes {_shape(left)} and {_shape(right)}; broadcasting is not supported yet."
+                    f"trace: {op} in {where} combines shapes {_shape(left)} and {_shape(right)}; "
+                    "broadcasting is not supported yet."
                 )
             self._add(node, Node(node.name, tensor_op, (self._source(left, where), self._source(right, where))))
         else:
@@ -253,7 +254,7 @@ def _pool(op: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
 
 
 def _mean(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    dims = tuple(int(d) for d in _arg(node, 1, "dim", ()))  # type: ignore[union-attr]
+    dims = tuple(int(d) for d in _arg(node, 1, "dim", ()))
     reader.one(node, "mean", where, dims=dims, keepdim=bool(_arg(node, 2, "keepdim", False)))
 
 

@@ -38,7 +38,6 @@ class Worker:
     """A process that has loaded one artifact or ONNX file and times it when asked.
 
     Args:
-        exit_at: every sample leaves at this exit, whatever it answers; the number of exits for all the way.
         samples: safetensors file of inputs "0", "1" ..., (n, *shape) each, that are gone through one by one, because
             samples may differ in how far they go; None: one batch of random numbers.
 
@@ -51,7 +50,6 @@ class Worker:
         *,
         batch: int = 1,
         threads: int = 1,
-        exit_at: int | None = None,
         samples: Path | None = None,
     ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -66,7 +64,7 @@ class Worker:
             text=True,
             env=environment,
         )
-        order = {"path": self.path, "batch": batch, "threads": threads, "exit_at": exit_at}
+        order = {"path": self.path, "batch": batch, "threads": threads}
         self._send({**order, "samples": str(samples) if samples else None})
         self.runtime: str | None = None
 
@@ -75,10 +73,15 @@ class Worker:
         if self.runtime is None:
             self.runtime = str(self._ask(None)["runtime"])
 
-    def time(self, seconds: float) -> tuple[list[float], int]:
-        """Times of single calls in ms over about `seconds`, and the resident size in bytes."""
+    def time(self, seconds: float, exit_at: int | None = None) -> tuple[list[float], int]:
+        """Times of single calls in ms over about `seconds`, and the resident size in bytes.
+
+        Args:
+            exit_at: every sample leaves at this exit, whatever it answers; the number of exits for all the way; None for
+                the stored thresholds.
+        """
         self.wait_until_ready()
-        found = self._ask({"seconds": seconds})
+        found = self._ask({"seconds": seconds, "exit_at": exit_at})
         return found["ms"], found["resident_bytes"]
 
     def close(self) -> None:
@@ -129,6 +132,15 @@ def take_turns(workers: Sequence[Worker], *, rounds: int = 5, seconds: float = 0
         Timing(worker.path, _quartiles(ms), size, str(worker.runtime))
         for worker, ms, size in zip(workers, times, resident, strict=True)
     ]
+
+
+def time_exits(worker: Worker, n_ways: int, *, rounds: int = 5, seconds: float = 0.1) -> list[Latency]:
+    """Times of an artifact when all samples leave at each of its exits, and last when all go the whole way; in turns."""
+    times: list[list[float]] = [[] for _ in range(n_ways)]
+    for _ in range(rounds):
+        for k in range(n_ways):
+            times[k] += worker.time(seconds, exit_at=k)[0]
+    return [_quartiles(ms) for ms in times]
 
 
 def bench(

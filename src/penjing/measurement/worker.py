@@ -1,7 +1,7 @@
 """The process that `latency.Worker` talks to: loads one file, then times it on request. One JSON object a line.
 
-in   {"path", "batch", "threads", "exit_at", "samples"}      out  {"runtime"} or {"error"}
-in   {"seconds"}                                  out  {"ms": [...], "resident_bytes"}
+in   {"path", "batch", "threads", "samples"}    out  {"runtime"} or {"error"}
+in   {"seconds", "exit_at"}                     out  {"ms": [...], "resident_bytes"}
 """
 
 import json
@@ -15,6 +15,8 @@ from typing import Any
 
 from penjing.errors import MissingError, PenjingError
 
+_Ready = tuple[list[Callable[[], Any]], str, Callable[[int | None], None]]
+"""Calls, one a sample; the runtime's name; and a switch that lets every sample leave at one exit."""
 MIN_PASSES, MAX_PASSES, WARM_PASSES = 3, 2000, 5
 
 
@@ -22,7 +24,7 @@ def main() -> None:
     """Serve until the input ends."""
     order = json.loads(sys.stdin.readline())
     try:
-        calls, runtime = _onnx(order) if str(order["path"]).endswith(".onnx") else _artifact(order)
+        calls, runtime, leave_at = _onnx(order) if str(order["path"]).endswith(".onnx") else _artifact(order)
         for _ in range(WARM_PASSES):
             for call in calls:
                 call()
@@ -31,7 +33,9 @@ def main() -> None:
         return
     _answer({"runtime": runtime})
     for line in sys.stdin:
-        _answer(_measure(calls, float(json.loads(line)["seconds"])))
+        wanted = json.loads(line)
+        leave_at(wanted["exit_at"])
+        _answer(_measure(calls, float(wanted["seconds"])))
 
 
 def _measure(calls: list[Callable[[], Any]], seconds: float) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def _measure(calls: list[Callable[[], Any]], seconds: float) -> dict[str, Any]:
     return {"ms": times, "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def _artifact(order: dict[str, Any]) -> tuple[list[Callable[[], Any]], str]:
+def _artifact(order: dict[str, Any]) -> _Ready:
     import torch  # noqa: PLC0415  one runtime a process: the ONNX worker must not load torch
     from safetensors.torch import load_file  # noqa: PLC0415
 
@@ -54,8 +58,12 @@ def _artifact(order: dict[str, Any]) -> tuple[list[Callable[[], Any]], str]:
 
     torch.set_num_threads(order["threads"])
     network = load(order["path"])
-    if order["exit_at"] is not None:
-        network.set_thresholds(2.0 if k != order["exit_at"] else -1.0 for k in range(len(network.exits)))
+    stored_thresholds = network.thresholds
+
+    def leave_at(exit_at: int | None) -> None:
+        everybody = [2.0 if k != exit_at else -1.0 for k in range(len(stored_thresholds))]
+        network.set_thresholds(stored_thresholds if exit_at is None else everybody)
+
     generator = torch.Generator().manual_seed(0)
     if order["samples"]:
         stored = load_file(order["samples"])
@@ -68,10 +76,10 @@ def _artifact(order: dict[str, Any]) -> tuple[list[Callable[[], Any]], str]:
         with torch.inference_mode():
             return network(*inputs)
 
-    return [partial(call, inputs) for inputs in samples], f"torch {torch.__version__}"
+    return [partial(call, inputs) for inputs in samples], f"torch {torch.__version__}", leave_at
 
 
-def _onnx(order: dict[str, Any]) -> tuple[list[Callable[[], Any]], str]:
+def _onnx(order: dict[str, Any]) -> _Ready:
     try:
         import numpy as np  # noqa: PLC0415
         import onnxruntime  # noqa: PLC0415
@@ -91,7 +99,7 @@ def _onnx(order: dict[str, Any]) -> tuple[list[Callable[[], Any]], str]:
     for tensor in session.get_inputs():
         shape = [order["batch"] if i == 0 or not isinstance(n, int) else n for i, n in enumerate(tensor.shape)]
         feeds[tensor.name] = rng.standard_normal(shape).astype(np.float32)
-    return [lambda: session.run(None, feeds)], f"onnxruntime {onnxruntime.__version__}"
+    return [lambda: session.run(None, feeds)], f"onnxruntime {onnxruntime.__version__}", lambda exit_at: None
 
 
 def _answer(message: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float) ->
         raise SettingError(f"soft targets: the temperature must be positive, got {temperature}.")
     if student.shape != teacher.shape:
         raise SettingError(
-            f"soft targets: student and teacher must have the same shape, got {tuple(student.shape)} and {tuple(teacher.shape)}."
+            f"soft targets: student and teacher must have the same shape, "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
         )
     log_q = F.log_softmax(student / temperature, dim=-1)
     log_p = F.log_softmax(teacher / temperature, dim=-1)

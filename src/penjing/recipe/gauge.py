@@ -28,6 +28,7 @@ from penjing.measurement import (
     metric_value,
     peak_memory_bytes,
     take_turns,
+    time_exits,
 )
 from penjing.representation import named_weights, plain
 from penjing.training import Task
@@ -74,7 +75,7 @@ class Gauge:
         parameters, nonzero = count_parameters(network)
         to_exits = macs_to_exits(network)
         left = answers.left_at if answers.left_at is not None else torch.zeros(answers.n, dtype=torch.int64)
-        own, baseline = self._time(path)
+        own, baseline, at_exits = self._time(path, len(to_exits) if network.exits else 0)
         layer_bytes: dict[str, int] = {}
         for row in inspect(path):
             layer = row.name.rpartition(".")[0] or row.name if row.shape or row.elements else row.name
@@ -95,10 +96,12 @@ class Gauge:
             peak_memory_bytes=peak_memory_bytes(network),
             resident_bytes=own[1],
             layer_bytes=layer_bytes,
-            operating_points=self._operating_points(network, answers, own[0]),
+            operating_points=self._operating_points(network, answers, own[0], at_exits),
         )
 
-    def _operating_points(self, network: Network, answers: Answers, latency: Latency) -> list[OperatingPoint]:
+    def _operating_points(
+        self, network: Network, answers: Answers, latency: Latency, at_exits: list[Latency]
+    ) -> list[OperatingPoint]:
         if answers.at_exits is None or answers.left_at is None:
             return []
         metric, labels = self.task.metric, answers.labels
@@ -112,6 +115,7 @@ class Gauge:
                     "final" if final else f"exit {k}",
                     metric_value(metric, logits, labels),
                     float(to_exits[k]),
+                    at_exits[k],
                     share=float((answers.left_at == k).double().mean()),
                     threshold=thresholds[k],
                 )
@@ -120,18 +124,20 @@ class Gauge:
         points.append(OperatingPoint("thresholds", metric_value(metric, answers.logits, labels), mean, latency))
         return points
 
-    def _time(self, path: Path) -> tuple[tuple[Latency, int], Latency]:
-        """((latency, resident bytes) of the file, latency of the baseline in the same turns)."""
+    def _time(self, path: Path, n_ways: int) -> tuple[tuple[Latency, int], Latency, list[Latency]]:
+        """((latency, resident bytes) of the file, latency of the baseline in the same turns, latencies at the exits)."""
         if not self._samples.exists():
             self._save_samples()
         if self._worker is None:
             self._worker = Worker(self.baseline, samples=self._samples)
         if path == self.baseline:
             (found,) = take_turns([self._worker], rounds=ROUNDS, seconds=SECONDS)
-            return (found.latency_ms, found.resident_bytes), found.latency_ms
+            at_exits = time_exits(self._worker, n_ways, rounds=ROUNDS, seconds=SECONDS)
+            return (found.latency_ms, found.resident_bytes), found.latency_ms, at_exits
         with Worker(path, samples=self._samples) as candidate:
             base, found = take_turns([self._worker, candidate], rounds=ROUNDS, seconds=SECONDS)
-        return (found.latency_ms, found.resident_bytes), base.latency_ms
+            at_exits = time_exits(candidate, n_ways, rounds=ROUNDS, seconds=SECONDS)
+        return (found.latency_ms, found.resident_bytes), base.latency_ms, at_exits
 
     def _save_samples(self) -> None:
         columns: list[list[Tensor]] = []
@@ -180,8 +186,8 @@ def baseline_rows(gauge: Gauge, data: str) -> list[dict[str, Any]]:
         if round_one is _half:
             n_bytes = len(zstandard.ZstdCompressor(level=19).compress(b"".join(blobs)))
         found = answer(network.to(gauge.device), gauge.task, gauge._loader(data))
-        value = metric_value(gauge.task.metric, found.logits, found.labels)
-        rows.append({"name": name, "file_bytes": n_bytes, "metric": vars(value)})
+        metric = metric_value(gauge.task.metric, found.logits, found.labels)
+        rows.append({"name": name, "file_bytes": n_bytes, "metric": vars(metric)})
     return rows
 
 

@@ -196,7 +196,7 @@ def import_function(name: str, where: str, known: Mapping[str, Any] | None = Non
         raise SettingError(
             f'{where}: "{module_name}" has no function "{function_name}"; {nearest(function_name, functions)}.'
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _call(function: Callable[..., Any], settings: Mapping[str, Any], where: str) -> Any:

@@ -118,15 +118,16 @@ def compress(
         resume: go on with a run in `out` that was stopped; the result is what it would have been, bit for bit.
         accelerator, reporter: device, processes and precision; where progress goes.
         recipe: what `penjing run` was given, for the report.
-    Raises: RunError: `out` exists and resume is False, or holds another run. SettingError, DataError, TraceError, TrainingError.
+    Raises: RunError: `out` exists and resume is False, or holds another run. SettingError, DataError, TraceError,
+        TrainingError: see there.
     """
-    stages = [read_stage(stage, position) for position, stage in enumerate(stages)]
-    if not stages:
+    read = [read_stage(stage, position) for position, stage in enumerate(stages)]
+    if not read:
         raise SettingError("compress: there must be at least one stage.")
     accelerator = accelerator or Accelerator()
     temporary = tempfile.TemporaryDirectory(prefix="penjing-") if out is None else None
     folder = Path(temporary.name) if temporary else Path(str(out))
-    run = _Running(task, stages, budget, folder, name, seed, accelerator, reporter or Silent(), recipe)
+    run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe)
     report = run.go(model, resume=resume or temporary is not None)
     return Run(folder, report, temporary)
 
@@ -366,7 +367,8 @@ def _honest_words(record: Record, network: Network) -> list[str]:
         slower = record.latency_ms.median / record.baseline_latency_ms.median
         if record.drop is not None and slower > 1.05:
             words.append(
-                f"slower than the baseline here: {record.latency_ms.median:.3g} ms against {record.baseline_latency_ms.median:.3g} ms"
+                f"slower than the baseline here: {record.latency_ms.median:.3g} ms "
+                f"against {record.baseline_latency_ms.median:.3g} ms"
             )
     kinds = {part.kind for _, owner, name in named_weights(network) for part in representations(owner, name)}
     if "mask" in kinds:
@@ -379,7 +381,10 @@ def _one_line(record: Record) -> str:
     value = f"{record.accuracy.correct}/{record.accuracy.total}" if record.accuracy else f"{metric.value:.4g}"
     percent = f" = {100 * metric.value:.2f} %" if record.accuracy else ""
     latency = f", {record.latency_ms.median:.3g} ms" if record.latency_ms else ""
-    return f"{metric.name} {value}{percent} on {record.data}, {record.parameters:,} parameters, {record.macs:,.0f} MACs, {record.file_bytes:,} bytes{latency}"
+    return (
+        f"{metric.name} {value}{percent} on {record.data}, {record.parameters:,} parameters, "
+        f"{record.macs:,.0f} MACs, {record.file_bytes:,} bytes{latency}"
+    )
 
 
 def _stages_yaml(stages: Sequence[Stage]) -> str:

@@ -6,6 +6,7 @@ tables.
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any, TypeAlias
 
 import altair as alt
@@ -336,8 +337,23 @@ def _point(record: Record, data: str, name: str) -> dict[str, Any]:
 
 
 def _drawable(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose metric and interval are numbers."""
-    return [point for point in points if all(math.isfinite(point[end]) for end in ("y", "low", "high"))]
+    """Those whose metric and interval are numbers, and which do not press all others together."""
+    sound = [point for point in points if all(math.isfinite(point[end]) for end in ("y", "low", "high"))]
+    return [point for point in sound if not _far_off(point["y"], [other["y"] for other in sound])]
+
+
+def _far_off(value: float, values: Sequence[float]) -> bool:
+    """Whether a value is so far from the middle that the others could not be told apart beside it."""
+    distances = sorted(abs(other - median(values)) for other in values)
+    usual = distances[int(0.75 * (len(distances) - 1))]
+    return len(values) > 3 and abs(value - median(values)) > 10 * max(usual, 1e-9) + 0.1 * abs(median(values))
+
+
+def off_the_charts(report: Report) -> list[str]:
+    """Stages that the charts along the stages leave out because they lie far away, each with its figure."""
+    measured = [(data, name, record.metric) for record, data, name in path_of(report)]
+    values = [metric.value for _, _, metric in measured if math.isfinite(metric.value)]
+    return [f"{name} ({show_metric(metric)})" for _, name, metric in measured if _far_off(metric.value, values)]
 
 
 def _metric_fields(metric: MetricValue) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from penjing.report.charts import (
     changed_answers,
     config,
     exits_of_classes,
+    off_the_charts,
     recall_of_classes,
     shares_of_exits,
     weights_of_tensor,
@@ -72,6 +73,7 @@ def render(report: Report, *, artifact_found: str) -> str:
         .render(
             report=report,
             charts=charts,
+            off_the_charts=off_the_charts(report),
             result=say_result(report),
             budget_said=say_budget(report.budget),
             budget=budget_rows(report),

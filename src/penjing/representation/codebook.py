@@ -29,7 +29,8 @@ class Codebook(Representation):
             `reassign_` can give a weight another code; else the codes are fixed.
 
     Raises: SettingError: codes out of range, or more than 256 centroids.
-    Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the table in 8 bits. Training the originals beside the table is the straight-through
+    Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the table in
+    8 bits. Training the originals beside the table is the straight-through
     estimator, Bengio, Leonard and Courville 2013, arXiv:1308.3432.
     """
 

@@ -60,7 +60,7 @@ def representations(layer: nn.Module, name: str) -> list[Representation]:
     """The representations of a parameter, from the original upwards; empty where it is plain."""
     if not parametrize.is_parametrized(layer, name):
         return []
-    return [part for part in layer.parametrizations[name] if isinstance(part, Representation)]  # type: ignore[index, union-attr]
+    return [part for part in layer.parametrizations[name] if isinstance(part, Representation)]  # type: ignore[index]
 
 
 def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -70,7 +70,7 @@ def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             continue
         names = list(owner._parameters)
         if parametrize.is_parametrized(owner):
-            names = [*dict.fromkeys([*owner.parametrizations, *names])]  # type: ignore[misc]
+            names = [*dict.fromkeys([*owner.parametrizations, *names])]
         for name in sorted(names, key=lambda n: (n != "weight", n)):
             if getattr(owner, name) is not None:
                 yield (f"{path}.{name}" if path else name), owner, name

@@ -312,7 +312,9 @@ def _agree(network: nn.Module, accelerator: Accelerator) -> None:
 
 def _parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     """Weights decay; biases and norms do not. What writes a weight learns at a rate in proportion to its values' size."""
-    decayed, free, groups = [], [], []
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    groups: list[dict[str, Any]] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -95,9 +95,10 @@ class CodebookCodec(Codec):
             raise ArtifactError("artifact: a tensor refers to a table that is not there.")
         if table == len(source.tables):
             source.tables.append(_read_table(source))
-        centroids, zero = source.tables[table]  # type: ignore[misc]
+        centroids, zero = source.tables[table]
         k, n = len(centroids), math.prod(shape)
         freqs: np.ndarray | None = None
+        codes: np.ndarray
         if variant == PACKED:
             packed = source.blobs.raw(math.ceil(n * _width(k) / 8))
             codes = BitReader(packed, "artifact: codes").fields(n, _width(k)) if n else np.zeros(0, np.int64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from penjing.entropy import ByteReader, ByteWriter, RangeDecoder, RangeEncoder
 from penjing.representation import Representation
@@ -30,7 +30,7 @@ class Source:
     heads: ByteReader
     stream: RangeDecoder
     blobs: ByteReader
-    tables: list[object] = field(default_factory=list)
+    tables: list[tuple[nn.Parameter, bool]] = field(default_factory=list)
     models: dict[int, np.ndarray] = field(default_factory=dict)
 
 
