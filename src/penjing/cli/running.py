@@ -184,8 +184,10 @@ def show_result(run: Run, page: Path, console: Console) -> None:
     console.print()
     for line in run.budget:
         console.print(f"{'[green]met[/green]    ' if line.met else '[red]not met[/red]'} {line.text}", highlight=False)
-    for warning in run.warnings:
-        console.print(f"[yellow]note[/yellow] {escape(warning)}", highlight=False)
+    for warning in run.final.warnings:
+        console.print(f"[yellow]note[/yellow]    {escape(warning)}", highlight=False)
+    if len(run.warnings) > len(run.final.warnings):
+        console.print(f"        {len(run.warnings)} notes on the stages are in the report", style="dim")
     size = run.artifact.stat().st_size
     console.print(f"\nduration {show_seconds(report['duration_seconds'])}, seed {report['seed']}", highlight=False)
     console.print(f"artifact {run.artifact}  ({size:,} bytes = {show_bytes(size)})", highlight=False, soft_wrap=True)
