@@ -28,6 +28,7 @@ from torch import nn
 
 from penjing.artifact import encode, load
 from penjing.errors import RunError, SettingError
+from penjing.export import Export, export_onnx
 from penjing.graph import Network, trace
 from penjing.measurement import SCHEMA_VERSION, Record, answer
 from penjing.recipe import findings
@@ -84,6 +85,10 @@ class Run:
         """Write the artifact to `path`; what is there is replaced. Raises: RunError: it cannot be written."""
         write_atomically(Path(path), self.artifact.read_bytes())
         return Path(path)
+
+    def export(self, path: str | Path, *, exit_at: int | None = None) -> Export:
+        """Write the result as ONNX and compare; see `export.export_onnx`."""
+        return export_onnx(self.network, path, exit_at=exit_at)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`."""
