@@ -32,7 +32,7 @@ class Row:
 
 
 def inspect(path: str | Path) -> list[Row]:
-    """The parts of a file, largest structure first: the graph, every tensor in order, magic with lengths and checksum.
+    """The parts of a file: the graph, every tensor in order, the frame (magic, version, lengths, checksum).
 
     Symbols of small tensors share one stream; each gets its share of it by the length of its symbols under their model.
     Raises: ArtifactError: not a sound artifact.
@@ -42,7 +42,7 @@ def inspect(path: str | Path) -> list[Row]:
     rows = [_rest("graph", anatomy.graph_bytes)]
     rows += [_row(entry, share) for entry, share in zip(anatomy.tensors, shares, strict=True)]
     unshared = anatomy.stream_bytes - sum(shares)
-    return [*rows, _rest("magic, version, lengths, checksum", anatomy.frame_bytes + unshared)]
+    return [*rows, _rest("frame", anatomy.frame_bytes + unshared)]
 
 
 def _row(entry: TensorEntry, share: int) -> Row:

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,11 +19,17 @@ from penjing.training.stage import described
 from penjing.units import show_bytes
 
 
+def _table(*, show_footer: bool = False) -> Table:
+    """A table that is as narrow as its content."""
+    look = {"show_edge": False, "pad_edge": False, "collapse_padding": True}
+    return Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", show_footer=show_footer, **look)  # type: ignore[arg-type]
+
+
 def show_stages(name: str | None, console: Console) -> None:
     """All stages in a line each, or one with its settings."""
     if name is not None and name not in STAGES:
         raise SettingError(f'stages: there is no stage "{name}"; {nearest(name, STAGES)}.')
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table = _table()
     if name is None:
         for column in ("stage", "family", "what it does"):
             table.add_column(column)
@@ -57,18 +64,18 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
             }
         )
         return
-    table = Table(show_edge=False, pad_edge=False, header_style="bold", show_footer=True)
-    table.add_column("tensor", footer="file")
+    table = _table(show_footer=True)
+    table.add_column("tensor", footer="file", overflow="fold")
     table.add_column("shape")
     table.add_column("density", justify="right")
     table.add_column("codec")
-    table.add_column("bits/weight", justify="right")
+    table.add_column("bits", justify="right")
     table.add_column("entropy", justify="right")
     table.add_column("bytes", justify="right", footer=f"{sum(row.size_bytes for row in rows):,}")
     for row in rows:
         table.add_row(
             row.name,
-            " x ".join(map(str, row.shape)),
+            "x".join(map(str, row.shape)),
             "" if row.density is None else f"{row.density:.3f}",
             row.codec,
             "" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
@@ -78,7 +85,9 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
     console.print(table)
     weights = sum(row.elements for row in rows)
     console.print(
-        f"\n{size:,} bytes = {show_bytes(size)} for {weights:,} numbers: {8 * size / max(weights, 1):.2f} bits each",
+        f"\n{size:,} bytes = {show_bytes(size)} for {weights:,} numbers: {8 * size / max(weights, 1):.2f} bits each. "
+        "bits: bytes of the tensor over its weights; entropy: of its symbols under the model in the file, in bits a weight.",
+        soft_wrap=True,
         highlight=False,
     )
     shapes = ", ".join(str(("batch", *shape)) for shape in network.input_shapes)
@@ -118,8 +127,8 @@ def show_bench(
             ]
         )
         return
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("file")
+    table = _table()
+    table.add_column("file", overflow="fold")
     table.add_column("runtime")
     for column in ("file bytes", "ms, median", "quartiles", "speed"):
         table.add_column(column, justify="right")
@@ -162,7 +171,7 @@ def show_export(file: Path, out: Path, exit_at: int | None, force: bool, as_json
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})
         return
     console.print(
-        f"{done.path}: {done.size_bytes:,} bytes, the artifact has {size:,} ({done.size_bytes / size:.1f} times less)\n"
+        f"{done.path}: {done.size_bytes:,} bytes; the artifact, {size:,} bytes, is {done.size_bytes / size:.1f} times smaller\n"
         f"outputs {', '.join(done.outputs)}; ONNX Runtime and PyTorch differ by at most {done.largest_difference:.1e} relative",
         highlight=False,
         soft_wrap=True,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -98,7 +99,7 @@ def dry_run(recipe: Recipe, data: Path | None, out: Path, console: Console) -> N
     console.print(
         f"[bold]{recipe.name}[/bold]  data {recipe.data['name']}, inputs {shape}, model {type(model).__name__}"
     )
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for column in ("", "stage", "needs", "epochs", "settings"):
         table.add_column(column, justify="right" if column in ("", "epochs") else "left")
     for position, stage in enumerate(recipe.stages, 1):

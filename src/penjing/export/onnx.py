@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(torch.randn(3, *shape, generator=generator) for shape in network.input_shapes)
     input_names = [node.name for node in network.nodes if node.op == "input"]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every optional package that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

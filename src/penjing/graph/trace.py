@@ -8,6 +8,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,10 +69,11 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
         # a batch of one would be taken for a constant
         return torch.cat([x[:1], x[:1]]).to(where)
 
-    dims: Any = {0: torch.export.Dim.AUTO}
     arguments = tuple(two(x) for x in args)
     keywords = {name: two(x) for name, x in kwargs.items()}
-    shapes = [dims] * len(args) if not kwargs else dict.fromkeys(kwargs, dims)
+    shapes = torch.export.ShapesCollection()  # by tensor, because forward may take *args
+    for x in (*arguments, *keywords.values()):
+        shapes[x] = {0: torch.export.Dim.AUTO}
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -88,11 +90,25 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
 def _check(model: nn.Module, network: Network, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
     """Never a wrong network: both must answer the example batch alike."""
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    original = copy.deepcopy(model).eval()
+    original, copied = copy.deepcopy(model).eval(), copy.deepcopy(network).eval()
     with torch.no_grad():
         expected = original(*(x.to(where) for x in args), **{name: x.to(where) for name, x in kwargs.items()})
-        found = network.eval()(*(x.to(where) for x in args), **{name: x.to(where) for name, x in kwargs.items()})
-    network.train(model.training)
+        if not isinstance(expected, Tensor):
+            raise TraceError(
+                f"trace: {type(model).__name__} must return one tensor, it returns a {type(expected).__name__}. "
+                "Wrap it in a module that returns the logits."
+            )
+        try:
+            found = copied(*(x.to(where) for x in args), **{name: x.to(where) for name, x in kwargs.items()})
+        except (RuntimeError, TypeError) as error:
+            raise TraceError(
+                f"trace: the graph read from {type(model).__name__} does not run ({error}). Please report this network."
+            ) from error
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        raise TraceError(
+            f"trace: {type(model).__name__} answers {tuple(expected.shape)} in {expected.dtype}, the graph read from it"
+            f" {tuple(found.shape)} in {found.dtype}. Please report this network."
+        )
     if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise TraceError(
             f"trace: the graph read from {type(model).__name__} does not compute what the model computes "
@@ -110,6 +126,8 @@ class _Reader:
         self.modules: dict[str, nn.Module] = {}
         self.results: dict[torch.fx.Node, str] = {}
         self.opened: dict[str, int] = {}
+        self.steps: dict[tuple[str, str], str] = {}
+        self.taken: set[str] = set()
 
     def network(self, examples: Sequence[Tensor]) -> Network:
         inputs = set(self.exported.graph_signature.user_inputs)
@@ -121,11 +139,23 @@ class _Reader:
                 self._call(node)
             elif node.op == "output":
                 self._output(node)
-        return Network(self.nodes, self.modules, [tuple(x.shape[1:]) for x in examples])
+        network = Network(self.nodes, self.modules, [tuple(x.shape[1:]) for x in examples])
+        network.training = self.model.training  # the layers keep their own
+        return network
 
     def _add(self, source: torch.fx.Node, node: Node) -> None:
+        node = replace(node, name=self._fresh(node.name))
         self.nodes.append(node)
         self.results[source] = node.name
+
+    def _fresh(self, stem: str) -> str:
+        """A name for a node; a layer may be called like an operation, an input or the output."""
+        name, number = stem, 1
+        while name in self.taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self.taken.add(name)
+        return name
 
     def _output(self, node: torch.fx.Node) -> None:
         outputs = node.args[0]
@@ -134,7 +164,7 @@ class _Reader:
                 f"trace: {type(self.model).__name__} must return one tensor, it returns {len(outputs)}. "  # type: ignore[arg-type]
                 "Wrap it in a module that returns the logits."
             )
-        self.nodes.append(Node("output", OUTPUT, (self._source(outputs[0], "the output"),)))
+        self.nodes.append(Node(self._fresh("output"), OUTPUT, (self._source(outputs[0], "the output"),)))
 
     def _source(self, value: Any, where: str) -> str:
         if not isinstance(value, torch.fx.Node) or value not in self.results:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from penjing.graph import Network
 from penjing.measurement.intervals import mean_interval, paired_drop_interval, wilson_interval
 from penjing.measurement.record import Accuracy, Drop, MetricValue
-from penjing.training.task import ACCURACY, Metric, Task
+from penjing.training.task import ACCURACY, Metric, Task, explained
 
 _RESAMPLES = 500
 

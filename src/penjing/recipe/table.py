@@ -15,7 +15,9 @@ from penjing.units import show_count
 
 def stage_table(report: Mapping[str, Any]) -> Table:
     """Baseline, stages and result: accuracy k/n with its interval, drop, parameters, MACs, bytes, latency."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold"
+    )
     percent = report["baseline"]["accuracy"] is not None
     table.add_column("stage", no_wrap=True)
     table.add_column(report["task"]["metric"], justify="right")

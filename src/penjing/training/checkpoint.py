@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(
-            f"{path}: could not be written ({error.strerror or error}). Everything finished before is safe; "
-            "make room or rights, then go on with --resume."
+            f"{path}: could not be written ({error.strerror or error}). What was there before is untouched. "
+            "Make room or get the rights; a run then goes on with --resume."
         ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Any) -> None:

@@ -20,7 +20,7 @@ from penjing.training.checkpoint import load_state, save_state
 from penjing.training.part import Answers, LearnFromLabels, Part
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything, seed_loader
-from penjing.training.task import Batch, Task
+from penjing.training.task import Batch, Task, explained
 
 SAVE_EVERY_SECONDS = 10.0
 
@@ -114,7 +114,7 @@ class Fit:
     def forward(self, batch: Batch) -> Answers:
         """The answers of the network, wrapped for several processes and mixed precision."""
         batch = self.laid_out(batch)
-        with self.accelerator.autocast():
+        with explained(self.network, batch), self.accelerator.autocast():
             answers = self.model(*batch.args, **batch.kwargs)
         return ExitOutputs(a.float() for a in answers) if isinstance(answers, (tuple, ExitOutputs)) else answers.float()
 

@@ -12,6 +12,7 @@ because randomness is derived from names (`training.seeding`), not from how far 
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,13 @@ class Journal:
         self.decisions: dict[str, Json] = {}
         self.replayed = 0
         if folder is not None:
-            (folder / "trainings").mkdir(parents=True, exist_ok=True)
-            self._read(folder / "journal.jsonl")
+            try:
+                (folder / "trainings").mkdir(parents=True, exist_ok=True)
+                self._read(folder / "journal.jsonl")
+            except OSError as error:
+                raise RunError(
+                    f"{folder}: cannot be used ({error.strerror or error}). Get the rights to it."
+                ) from error
 
     def decide(self, key: str, compute: Callable[[], Json]) -> Json:
         """The value under `key`: from the journal, else computed, written down and returned as it will be read back."""
@@ -93,9 +99,9 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            if path.exists():
+            with suppress(OSError):
                 os.truncate(path, before)
             raise RunError(
-                f"{path}: could not be written ({error.strerror or error}). Everything finished before is safe; "
-                "make room or rights, then go on with --resume."
+                f"{path}: could not be written ({error.strerror or error}). Everything finished before is safe. "
+                "Make room or get the rights, then go on with --resume."
             ) from error

@@ -47,7 +47,7 @@ class Part:
         """After each epoch."""
 
     def finish(self, fit: Fit) -> None:
-        """After the last epoch."""
+        """After the last epoch. Not called where a training that an earlier process finished is only read."""
 
     def state(self) -> dict[str, object]:
         """What must survive an interruption: nested dicts and lists of tensors, numbers and strings."""
@@ -137,4 +137,5 @@ class AverageWeights(Part):
         return {"mean": self.mean}
 
     def load_state(self, state: dict[str, object]) -> None:
-        self.mean = state["mean"]  # type: ignore[assignment]
+        for name, tensor in state["mean"].items():  # type: ignore[attr-defined]
+            self.mean[name].copy_(tensor)

@@ -23,8 +23,14 @@ def seed_everything(seed: int) -> None:
 
 def seed_loader(loader: Any, seed: int) -> None:
     """Seed the generators that a data loader and its samplers have of their own."""
-    inner = getattr(loader, "batch_sampler", None)
-    for owner in (loader, getattr(loader, "sampler", None), inner, getattr(inner, "sampler", None)):
+    seen: set[int] = set()
+    owners = [loader]
+    while owners:
+        owner = owners.pop()
+        if owner is None or id(owner) in seen:
+            continue
+        seen.add(id(owner))
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
+        owners += [getattr(owner, name, None) for name in ("sampler", "batch_sampler", "base_dataloader")]

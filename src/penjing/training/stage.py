@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from accelerate import Accelerator
 from pydantic import Field
@@ -190,8 +191,14 @@ def described(stage: type[Stage]) -> list[tuple[str, str, Any, str]]:
     """(setting, type, default, description) of a stage, for `--help` and the documentation."""
     rows = []
     for name, info in stage.model_fields.items():
-        kind = getattr(info.annotation, "__name__", str(info.annotation)).replace("typing.", "")
-        rows.append(
-            (name, kind if "Literal" not in kind else str(info.annotation), info.default, info.description or "")
-        )
+        rows.append((name, _spoken(info.annotation), info.default, info.description or ""))
     return rows
+
+
+def _spoken(kind: Any) -> str:
+    """A type as people write it: Literal["a", "b"] as a | b."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join("none" if part is type(None) else _spoken(part) for part in get_args(kind))
+    return getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)

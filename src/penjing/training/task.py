@@ -1,12 +1,13 @@
 """What the network is for: its data, its loss, and how good its answers are."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from penjing.errors import DataError
 
@@ -53,19 +54,59 @@ def read_batch(raw: Any) -> Batch:
         return Batch((raw,), {})
     if isinstance(raw, Mapping):
         label_key = next((key for key in _LABEL_KEYS if key in raw), None)
-        return Batch((), {k: v for k, v in raw.items() if k != label_key}, raw[label_key] if label_key else None)
+        inputs = {k: v for k, v in raw.items() if k != label_key}
+        return Batch((), _tensors(inputs), raw[label_key] if label_key else None)
     if isinstance(raw, (tuple, list)) and len(raw) in (1, 2):
         inputs, labels = raw[0], raw[1] if len(raw) == 2 else None
         if isinstance(inputs, Mapping):
-            return Batch((), dict(inputs), labels)
+            return Batch((), _tensors(inputs), labels)
         args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         if all(isinstance(x, Tensor) for x in args):
             return Batch(args, {}, labels)
+        kinds = ", ".join(sorted({type(x).__name__ for x in args if not isinstance(x, Tensor)}))
+        raise DataError(
+            f"task: the loader yields inputs that are not tensors but {kinds}; wrap them with torch.as_tensor."
+        )
     shape = f"a {type(raw).__name__} of {len(raw)}" if isinstance(raw, (tuple, list)) else f"a {type(raw).__name__}"
     raise DataError(
         f"task: the loader yields {shape}; it must yield a tensor, (inputs, labels), or a dict with labels. "
         "Give Task(batch=...) a function that turns one into a penjing.Batch."
     )
+
+
+def _tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise DataError(
+                f'task: the input "{name}" is a {type(value).__name__}, it must be a tensor. Give Task(batch=...) a function '
+                "that picks what the network is called with."
+            )
+    if not inputs:
+        raise DataError("task: the loader yields a dict without inputs.")
+    return dict(inputs)
+
+
+@contextmanager
+def explained(network: nn.Module, batch: Batch) -> Iterator[None]:
+    """While the network answers the batch: what torch says of inputs that do not fit becomes a `DataError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        expected = sorted(getattr(network, "input_shapes", ()))
+        inputs = [*batch.args, *batch.kwargs.values()]
+        given = sorted(tuple(x.shape[1:]) for x in inputs)
+        dtype = next((p.dtype for p in network.parameters()), torch.float32)
+        if not expected or (given == expected and all(x.dtype == dtype for x in inputs)):
+            raise
+        raise DataError(
+            f"task: a batch does not fit the network. Its samples have {_shapes(given)} of "
+            f"{', '.join(sorted({str(x.dtype) for x in inputs}))}, the network takes {_shapes(expected)} of {dtype}. "
+            f"Check what the loader yields. (torch: {str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) or "one number" for shape in shapes)
 
 
 @dataclass(frozen=True)
@@ -86,7 +127,7 @@ class Metric:
 
 def correct(answers: Tensor, labels: Tensor) -> Tensor:
     """1 where the largest logit is the label's, else 0; (n,) from (n, classes) and (n,)."""
-    return (answers.argmax(-1) == labels).double()
+    return (answers.argmax(-1) == _class_labels(answers, labels, "accuracy")).double()
 
 
 ACCURACY = Metric("accuracy", correct)
@@ -97,20 +138,39 @@ def classification_loss(answers: Tensor, labels: Any) -> Tensor:
 
     Raises: DataError: labels missing, of the wrong shape, or outside [0, classes).
     """
+    return F.cross_entropy(answers, _class_labels(answers, labels, "the loss"))
+
+
+def _class_labels(answers: Tensor, labels: Any, who: str) -> Tensor:
+    if labels is None:
+        raise DataError(
+            f"task: the batch has no labels, and {who} needs them. Give labels"
+            + (
+                ", or learn from a teacher only (soft: 1)."
+                if who == "the loss"
+                else ", or Task(metric=...) without them."
+            )
+        )
     if not isinstance(labels, Tensor):
         raise DataError(
-            "task: the batch has no labels, and the loss needs them. Give labels, or learn from a teacher only."
+            f"task: labels must be a tensor, got a {type(labels).__name__}. Wrap them with torch.as_tensor."
+        )
+    if answers.dim() != 2:
+        raise DataError(
+            f"task: classification needs answers of shape (batch, classes), the network gives {tuple(answers.shape)}. "
+            "For anything else give Task(loss=..., metric=...)."
         )
     if labels.dim() != 1 or len(labels) != len(answers) or labels.is_floating_point():
         raise DataError(
-            f"task: labels must be whole numbers of shape ({len(answers)},), got {labels.dtype} of {tuple(labels.shape)}."
+            f"task: labels must be whole numbers of shape ({len(answers)},), got {labels.dtype} of {tuple(labels.shape)}. "
+            "For anything but classification give Task(loss=..., metric=...)."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= answers.shape[-1]:
         raise DataError(
             f"task: labels must be in [0, {answers.shape[-1]}), the network's number of classes, got {low} to {high}."
         )
-    return F.cross_entropy(answers, labels)
+    return labels.long()
 
 
 @dataclass(frozen=True)
@@ -134,6 +194,12 @@ class Task:
     batch: Callable[[Any], Batch] = read_batch
     classes: tuple[str, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        for name in ("train", "valid", "test"):
+            loader = getattr(self, name)
+            if not isinstance(loader, Iterable) and not (name == "test" and loader is None):
+                raise DataError(f"task: {name} must be a loader of batches, got a {type(loader).__name__}.")
+
     @property
     def is_classification(self) -> bool:
         """Whether answers are scores of classes, so that accuracy, exits and soft targets make sense."""
@@ -148,9 +214,14 @@ class Task:
         for raw in loader:
             empty = False
             batch = self.batch(raw)
+            if not isinstance(batch, Batch):
+                raise DataError(f"task: batch= must return a penjing.Batch, it returned a {type(batch).__name__}.")
             yield batch if device is None else batch.to(device)
         if empty:
-            raise DataError("task: a loader yields no batches. Check the data set and drop_last.")
+            raise DataError(
+                "task: a loader yields no batches. Check the data set and drop_last. It is gone through several times: "
+                "give a DataLoader or a list, not a generator."
+            )
 
     def example(self) -> Batch:
         """The first two samples of the validation set, for tracing."""

@@ -29,7 +29,7 @@ from penjing.representation import Codebook, Representation
 PACKED, HUFFMAN, SHARED, SHARED_SAME, OWN = range(5)
 """Plain fields; Huffman; the shared range coder with a model of its own; the same with the last model of this table; a range
 coder of its own, so that a large tensor can be read without the others."""
-CODERS = ("packed", "huffman", "range", "range, shared model", "range, own stream")
+CODERS = ("packed", "huffman", "range", "range, same model", "range, alone")
 OWN_FROM = 1 << 15
 
 
