@@ -30,6 +30,9 @@ app = typer.Typer(
 out_console = Console()
 err_console = Console(stderr=True)
 
+_under_way: list[Path] = []
+"""The folder of the run that is being carried out, for who stops it."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 
@@ -44,10 +47,10 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
             err_console.print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            folder = kwargs.get("out")
+            folder = _under_way[-1] if _under_way else None
             safe = (
                 f"Finished stages and decisions are safe in {folder}. Go on with the same command and --resume."
-                if folder is not None and (Path(folder) / "run.json").exists()
+                if folder is not None and (folder / "run.json").exists()
                 else "Nothing had been written."
             )
             err_console.print(f"\n[yellow]stopped[/yellow] {escape(safe)}", highlight=False, soft_wrap=True)
@@ -56,6 +59,12 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
             # whoever read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            err_console.print(
+                f"[red]error[/red] {escape(place + (error.strerror or str(error)))}", highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(1) from None
 
     return run
 
@@ -85,6 +94,7 @@ def demo(
     """The whole way on scikit-learn's digits: train, separate, distil, prune, exits, cluster, one small file."""
     from penjing.cli.running import demo_recipe, run_recipe
 
+    _under_way.append(out)
     run_recipe(demo_recipe(), data=None, out=out, seed=seed, resume=resume, threads=1)
 
 
@@ -148,6 +158,7 @@ def run(
     if dry_run:
         show_plan(found, data, folder, out_console)
         return
+    _under_way.append(folder)
     run_recipe(
         found,
         data=data,

@@ -36,6 +36,10 @@ def image_folder(
             f"and {root}/test/CLASS/picture.jpg for a test set."
         )
     classes = tuple(sorted(path.name for path in (root / "train").iterdir() if path.is_dir()))
+    if not classes:
+        raise DataError(
+            f"image-folder: {root / 'train'} holds no folders. Lay pictures out as {root}/train/CLASS/picture.jpg."
+        )
     images, labels = _read(root / "train", classes, size, grey)
     mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def mnist(folder: str | Path, *, n_valid: int = 5000, batch_size: int = 128, aug
     paths = _find(Path(folder))
     tensors = [read_idx(path) for path in paths]
     for i in (0, 2):
-        if tensors[i].dim() != 3 or len(tensors[i]) != len(tensors[i + 1]):
+        if tensors[i].dim() != 3 or tensors[i + 1].dim() != 1 or len(tensors[i]) != len(tensors[i + 1]):
             raise DataError(f"mnist: {paths[i]} and {paths[i + 1]} do not belong together.")
     images, test_images = ((t.unsqueeze(1).float() / 255 - MEAN) / DEVIATION for t in (tensors[0], tensors[2]))
     labels, test_labels = tensors[1].long(), tensors[3].long()
@@ -51,7 +52,7 @@ def read_idx(path: Path) -> Tensor:
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Copy it again.") from None
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise DataError(f"{path}: not an IDX file of unsigned bytes.")

@@ -114,21 +114,28 @@ def channel_groups(network: Network) -> Grouping:
     """
     labels = _Labels()
     slots: list[tuple[int, Slot]] = []
-    seen: dict[str, np.ndarray] = {}  # output labels of layers called more than once
+    seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # input and output labels of each layer's first call
     of: dict[str, np.ndarray] = {}  # labels of each node's result along dimension 1
     shapes = node_shapes(network)
     for node in network.nodes:
         inputs = [of[name] for name in node.inputs]
         if node.op == INPUT:
             shape = shapes[node.name]
-            of[node.name] = labels.fresh(shape[1] if len(shape) > 1 else 1)
+            of[node.name] = labels.fresh(_n_labels(shape))
             labels.lock(of[node.name], "it is an input of the network")
         elif node.op in (OUTPUT, EXIT):
             labels.lock(inputs[0], "it is an output of the network")
         elif node.op == MODULE:
-            of[node.name] = _through_layer(network, node, inputs[0], labels, slots, seen, shapes)
+            of[node.name] = _through_layer(network, node, inputs[0], labels, slots, shapes)
         else:
             of[node.name] = _through_operation(node, inputs, labels, shapes)
+        if node.op == MODULE:
+            before, after = seen.setdefault(node.path, (inputs[0], of[node.name]))
+            if len(before) == len(inputs[0]):  # called again: one weight, so what it reads and gives belongs together
+                labels.unite(before, inputs[0])
+                labels.unite(after, of[node.name])
+            else:
+                labels.lock([*before, *inputs[0], *after, *of[node.name]], f"{node.path} is called on different shapes")
     return _collect(labels, slots)
 
 
@@ -138,7 +145,6 @@ def _through_layer(
     inputs: np.ndarray,
     labels: _Labels,
     slots: list[tuple[int, Slot]],
-    seen: dict[str, np.ndarray],
     shapes: dict[str, tuple[int, ...]],
 ) -> np.ndarray:
     layer = network.get_submodule(node.path)
@@ -150,26 +156,22 @@ def _through_layer(
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
         out = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        first_call = node.path not in seen
         if groups > 1 and groups == len(inputs):  # depthwise; out = groups x multiplier
             result = np.repeat(inputs, out // groups)
-            if first_call:
-                note(result, "through")
-            else:
-                labels.unite(seen[node.path], result)
+            note(result, "through")
+            return result
+        if isinstance(layer, nn.Linear) and len(shapes[node.inputs[0]]) != 2:
+            result = labels.fresh(_n_labels(shapes[node.name]))
+            labels.lock(inputs, f"{node.path} reads it along another dimension")
+            labels.lock(result, f"{node.path} works along another dimension than the channels")
+            return result
+        result = labels.fresh(out)
+        if groups > 1:
+            labels.lock(inputs, f"the grouped convolution {node.path} reads it")
+            labels.lock(result, f"{node.path} is a grouped convolution")
         else:
-            result = labels.fresh(out) if first_call else seen[node.path]
-            if groups > 1:
-                labels.lock(inputs, f"the grouped convolution {node.path} reads it")
-                labels.lock(result, f"{node.path} is a grouped convolution")
-            elif isinstance(layer, nn.Linear) and len(shapes[node.inputs[0]]) != 2:
-                labels.lock(inputs, f"{node.path} reads it along another dimension")
-                labels.lock(result, f"{node.path} works along another dimension than the channels")
-            else:
-                note(inputs, "in")
-                if first_call:
-                    note(result, "out")
-        seen.setdefault(node.path, result)
+            note(inputs, "in")
+            note(result, "out")
         return result
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         note(inputs, "through")
@@ -179,7 +181,7 @@ def _through_layer(
     if kind in _POOLS or (kind is not None and MODULES[kind].elementwise):
         return inputs
     labels.lock(inputs, f"{node.path} ({kind or type(layer).__name__}) mixes channels")
-    result = labels.fresh(shapes[node.name][1])
+    result = labels.fresh(_n_labels(shapes[node.name]))
     labels.lock(result, f"{node.path} ({kind or type(layer).__name__}) mixes channels")
     return result
 
@@ -204,9 +206,13 @@ def _through_operation(
             return inputs[0]
     for each in inputs:
         labels.lock(each, f"{node.name} ({node.op}) mixes channels")
-    result = labels.fresh(shapes[node.name][1])
+    result = labels.fresh(_n_labels(shapes[node.name]))
     labels.lock(result, f"{node.name} ({node.op}) mixes channels")
     return result
+
+
+def _n_labels(shape: tuple[int, ...]) -> int:
+    return shape[1] if len(shape) > 1 else 1
 
 
 def _flatten(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

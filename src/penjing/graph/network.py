@@ -47,6 +47,9 @@ class Node:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+_OWN = ("nodes", "_nodes", "_program", "input_shapes")
+
+
 class ExitOutputs(tuple[Tensor, ...]):
     """The answers of all exits, first exit first, final answer last; what a network with exits returns in training."""
 
@@ -76,6 +79,13 @@ class Network(nn.Module):
         for path, module in modules.items():
             set_module(self, path, module)
         self.nodes = tuple(nodes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a layer of the user's may have the name of one of these
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     # --- structure ---------------------------------------------------------------------------------------------------
 
@@ -310,7 +320,7 @@ def node_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     parameter = next(network.parameters(), torch.zeros(()))
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-    training = network.training
+    training = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
@@ -327,5 +337,6 @@ def node_shapes(network: Network) -> dict[str, tuple[int, ...]]:
                     values[step.node.name] = step.apply(network, values)
                     shapes[step.node.name] = tuple(values[step.node.name].shape)
     finally:
-        network.train(training)
+        for module, before in training:
+            module.training = before
     return shapes

@@ -6,6 +6,7 @@ that nothing agrees by accident.
 """
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -35,15 +36,23 @@ def prove_removal(network: Network, channels: Sequence[Channel], *, n_inputs: in
     _randomise_norms_(large, generator)
     small = remove_channels(large, channels)
     _force_zeros_(large, channels)
-    worst = 0.0
+    errors = [0.0]
     with torch.no_grad():
         for _ in range(n_inputs):
             inputs = [
                 torch.randn(2, *shape, dtype=torch.float64, generator=generator) for shape in network.input_shapes
             ]
-            for forced, cut in zip(large.all_answers(*inputs), small.all_answers(*inputs), strict=True):
+            try:
+                answers = zip(large.all_answers(*inputs), small.all_answers(*inputs), strict=True)
+            except RuntimeError as error:
+                raise SurgeryError(
+                    f"surgery: the network without these {len(channels)} channels cannot be computed ({error}); "
+                    "nothing was changed. Please report this network."
+                ) from error
+            for forced, cut in answers:
                 scale = float(forced.abs().max()) or 1.0
-                worst = max(worst, float((forced - cut).abs().max()) / scale)
+                errors.append(float((forced - cut).abs().max()) / scale)
+    worst = next((e for e in errors if not math.isfinite(e)), max(errors))  # NaN is not larger than anything
     if not worst <= TOLERANCE:
         raise SurgeryError(
             f"surgery: the network without these {len(channels)} channels differs from the one with them forced to zero "

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from penjing.errors import SurgeryError
 from penjing.graph.groups import Channel, Role
-from penjing.graph.network import MODULE, Network, Node, set_module
+from penjing.graph.network import MODULE, Network, Node, node_shapes, set_module
 from penjing.graph.ops import kind_of
 
 
@@ -126,13 +126,15 @@ def insert_after(network: Network, name: str, nodes: Sequence[Node], layers: Map
 
     Args:
         layers: new modules by path.
-    Raises: SurgeryError: there is no node of that name.
+    Raises: SurgeryError: there is no node of that name, or there is a layer at one of the paths.
     """
     position = next((i for i, node in enumerate(network.nodes) if node.name == name), None)
     if position is None:
         raise SurgeryError(f'surgery: there is no node "{name}" in the network.')
     changed = copy.deepcopy(network)
     for path, layer in layers.items():
+        if path in network.layers():
+            raise SurgeryError(f'surgery: there is a layer "{path}" in the network already.')
         set_module(changed, path, layer)
     changed.nodes = [*network.nodes[: position + 1], *nodes, *network.nodes[position + 1 :]]
     return changed.train(network.training)
@@ -149,11 +151,12 @@ def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
     """
     folded = copy.deepcopy(network)
     stayed: list[str] = []
+    shapes = node_shapes(network)
     for node in network.nodes:
         norm = network.get_submodule(node.path) if node.op == MODULE else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
-        if not _fold_one_(folded, node):
+        if not _fold_one_(folded, node, len(shapes[node.name])):
             stayed.append(node.path)
     return folded.train(network.training), stayed
 
@@ -176,6 +179,7 @@ def push_biases(network: Network) -> tuple[Network, list[str]]:
         if (
             not plain
             or kind_of(first) not in ("Conv2d", "Linear")
+            or kind_of(first) != kind_of(second)  # a linear layer runs along the last dimension, a convolution along channels
             or first.bias is None
             or not _mixes_places_alone(second)
         ):
@@ -197,7 +201,7 @@ def _mixes_places_alone(layer: nn.Module) -> bool:
     return max(layer.kernel_size) == 1 and layer.groups == 1 and layer.padding in ((0, 0), 0)
 
 
-def _fold_one_(network: Network, node: Node) -> bool:
+def _fold_one_(network: Network, node: Node, rank: int) -> bool:
     before = next(other for other in network.nodes if other.name == node.inputs[0])
     norm = network.get_submodule(node.path)
     if before.op != MODULE or norm.running_var is None or len(network.consumers(before.name)) > 1:
@@ -205,6 +209,8 @@ def _fold_one_(network: Network, node: Node) -> bool:
     layer = network.get_submodule(before.path)
     calls = [sum(other.path == path for other in network.nodes) for path in (before.path, node.path)]
     if kind_of(layer) not in ("Conv2d", "Linear") or parametrize.is_parametrized(layer) or calls != [1, 1]:
+        return False
+    if parametrize.is_parametrized(norm) or (kind_of(layer) == "Linear" and rank != 2):  # the norm's channels: dimension 1
         return False
     mean, var = norm.running_mean, norm.running_var
     gamma = norm.weight if norm.affine else torch.ones_like(var)  # type: ignore[arg-type]

@@ -82,9 +82,21 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(
-            f"trace: {type(model).__name__} could not be read by torch.export: {reason}. "
+            f"trace: {_innermost(frozen, error)} could not be read by torch.export: {reason}. "
             "The forward method must not branch on the data, and the example batch must fit it."
         ) from error
+
+
+def _innermost(model: nn.Module, error: BaseException) -> str:
+    """The layer in whose forward method an error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = ""
+    frame = error.__traceback__
+    while frame is not None:
+        found = names.get(id(frame.tb_frame.f_locals.get("self")), found)
+        frame = frame.tb_next
+    layer = type(model.get_submodule(found)).__name__
+    return f'layer "{found}" ({layer})' if found else layer
 
 
 def _check(model: nn.Module, network: Network, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -126,7 +138,7 @@ class _Reader:
         self.modules: dict[str, nn.Module] = {}
         self.results: dict[torch.fx.Node, str] = {}
         self.opened: dict[str, int] = {}
-        self.steps: dict[tuple[str, str], str] = {}
+        self.calls: dict[str, torch.fx.Node] = {}  # by the call's key in the module stack, its last step so far
         self.taken: set[str] = set()
 
     def network(self, examples: Sequence[Tensor]) -> Network:
@@ -140,7 +152,10 @@ class _Reader:
             elif node.op == "output":
                 self._output(node)
         network = Network(self.nodes, self.modules, [tuple(x.shape[1:]) for x in examples])
-        network.training = self.model.training  # the layers keep their own
+        own = {path: layer.training for path, layer in self.modules.items()}
+        network.train(self.model.training)
+        for path, training in own.items():
+            self.modules[path].train(training)  # a frozen batch norm stays frozen
         return network
 
     def _add(self, source: torch.fx.Node, node: Node) -> None:
@@ -177,12 +192,13 @@ class _Reader:
     def _call(self, node: torch.fx.Node) -> None:
         if str(node.target).startswith("aten.sym_size"):
             return
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        path = _path(stack[-1][0]) if stack else ""
+        stack = node.meta.get("nn_module_stack") or {}
+        call = next(reversed(stack), "")
+        path = _path(stack[call][0]) if stack else ""
         layer = self.model.get_submodule(path)
         kind = kind_of(layer)
         if kind is not None and path:
-            self._call_layer(node, path, layer)
+            self._call_layer(node, path, layer, call)
         elif kind is not None:  # the model itself is one layer
             raise TraceError("trace: the model is a single layer; put it into a torch.nn.Sequential.")
         else:
@@ -190,8 +206,12 @@ class _Reader:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             self.results[node.args[0]] = self.results[node]  # type: ignore[index]  # whoever reads it later sees the change
 
-    def _call_layer(self, node: torch.fx.Node, path: str, layer: nn.Module) -> None:
+    def _call_layer(self, node: torch.fx.Node, path: str, layer: nn.Module, call: str) -> None:
         tensors = [arg for arg in node.args if isinstance(arg, torch.fx.Node) and arg in self.results]
+        if call in self.calls and tensors == [self.calls[call]]:  # the next step of the same call: reflect, then convolve
+            self.results[node] = self.results[tensors[0]]
+            self.calls[call] = node
+            return
         if len(tensors) != 1 or not isinstance(node.target, torch._ops.OpOverload):
             raise TraceError(
                 f'trace: the layer "{path}" ({type(layer).__name__}) computes more than one step; not supported yet.'
@@ -205,6 +225,7 @@ class _Reader:
             if hasattr(layer, "inplace"):
                 self.modules[path].inplace = False  # type: ignore[assignment]
         self._add(node, Node(name, MODULE, (self.results[tensors[0]],), path))
+        self.calls[call] = node
 
     def _call_function(self, node: torch.fx.Node, where: str) -> None:
         target = node.target
@@ -284,24 +305,46 @@ def _pool(op: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
 
 
 def _mean(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    dims = tuple(int(d) for d in _arg(node, 1, "dim", ()))
+    rank = len(_shape(node.args[0]))
+    dims = tuple(int(d) for d in _arg(node, 1, "dim", None) or range(rank))
+    _keeps_samples_apart(dims, rank, "mean", where)
     reader.one(node, "mean", where, dims=dims, keepdim=bool(_arg(node, 2, "keepdim", False)))
 
 
-def _dropout(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    path = f"functional_{node.name}"
-    reader.modules[path] = MODULES["Dropout"].build({"p": float(node.args[1])})  # type: ignore[arg-type]
-    reader._add(node, Node(node.name, MODULE, (reader._source(node.args[0], where),), path))
+def _keeps_samples_apart(dims: Sequence[int], rank: int, op: str, where: str) -> None:
+    if any(d % rank == 0 for d in dims):
+        raise TraceError(
+            f"trace: {op} in {where} runs along the batch dimension; each sample must be computed by itself. "
+            "Move that step behind the network."
+        )
+
+
+def _dropout(kind: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
+    def read(reader: _Reader, node: torch.fx.Node, where: str) -> None:
+        if kind == "Dropout2d" and len(_shape(node)) != 4:
+            raise TraceError(f"trace: channel dropout of a result of shape {_shape(node)} in {where} is not supported yet.")
+        path = f"functional_{node.name}"
+        while path in reader.modules:
+            path += "_"
+        reader.modules[path] = MODULES[kind].build({"p": float(node.args[1])})
+        reader.modules[path].train(reader.model.training)
+        reader._add(node, Node(node.name, MODULE, (reader._source(node.args[0], where),), path))
+
+    return read
 
 
 def _concat(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    parts = tuple(reader._source(part, where) for part in node.args[0])  # type: ignore[union-attr]
-    reader._add(node, Node(node.name, "concat", parts, settings={"dim": int(_arg(node, 1, "dim", 0))}))
+    parts = tuple(reader._source(part, where) for part in node.args[0])
+    dim = int(_arg(node, 1, "dim", 0))
+    _keeps_samples_apart([dim], len(_shape(node)), "concat", where)
+    reader._add(node, Node(node.name, "concat", parts, settings={"dim": dim}))
 
 
 def _softmax(op: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
     def read(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-        reader.one(node, op, where, dim=int(_arg(node, 1, "dim", 1)))
+        dim = int(_arg(node, 1, "dim", 1))
+        _keeps_samples_apart([dim], len(_shape(node)), op, where)
+        reader.one(node, op, where, dim=dim)
 
     return read
 
@@ -322,8 +365,8 @@ _READERS: dict[str, Callable[[_Reader, torch.fx.Node, str], None]] = {
     "max_pool2d": _pool("max_pool2d"),
     "avg_pool2d": _pool("avg_pool2d"),
     "mean": _mean,
-    "dropout": _dropout,
-    "feature_dropout": _dropout,
+    "dropout": _dropout("Dropout"),
+    "feature_dropout": _dropout("Dropout2d"),
     "cat": _concat,
     "softmax": _softmax("softmax"),
     "log_softmax": _softmax("log_softmax"),

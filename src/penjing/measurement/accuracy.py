@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from penjing.errors import DataError
 from penjing.graph import Network
 from penjing.measurement.intervals import mean_interval, paired_drop_interval, wilson_interval
 from penjing.measurement.record import Accuracy, Drop, MetricValue
@@ -22,7 +23,7 @@ class Answers:
 
     Attributes:
         logits: (n, ...), as the network answers by itself, float32 on the CPU.
-        labels: (n,), or what the task's batches carry; None where there are none.
+        labels: (n, ...), or a list of n where the batches carry lists; None where there are none.
         left_at: (n,), at which exit each sample left; None for networks without exits.
         at_exits: the answers of every exit to every sample, final one last; None likewise.
     """
@@ -48,28 +49,47 @@ def answer(network: nn.Module, task: Task, loader: Iterable[Any], *, exits: bool
     try:
         with torch.no_grad():
             for batch in task.batches(loader, device):
-                if dynamic:
-                    out, where = network.route(*batch.args, **batch.kwargs)  # type: ignore[operator]
-                    left.append(where.cpu())
-                    all_exits.append([a.float().cpu() for a in network.all_answers(*batch.args, **batch.kwargs)])  # type: ignore[operator]
-                else:
-                    out = network(*batch.args, **batch.kwargs)
+                with explained(network, batch):
+                    if dynamic:
+                        out, where = network.route(*batch.args, **batch.kwargs)  # type: ignore[operator]
+                        left.append(where.cpu())
+                        every = network.all_answers(*batch.args, **batch.kwargs)  # type: ignore[operator]
+                        all_exits.append([a.float().cpu() for a in every])
+                    else:
+                        out = network(*batch.args, **batch.kwargs)
                 logits.append(out.float().cpu())
                 labels.append(batch.labels.cpu() if isinstance(batch.labels, Tensor) else batch.labels)
     finally:
         network.train(training)
-    known = torch.cat(labels) if all(isinstance(part, Tensor) for part in labels) else None
     return Answers(
         torch.cat(logits),
-        known,
+        _joined(labels),
         torch.cat(left) if dynamic else None,
         tuple(torch.cat(parts) for parts in zip(*all_exits, strict=True)) if dynamic else None,
     )
 
 
+def _joined(labels: list[Any]) -> Any:
+    if all(isinstance(part, Tensor) for part in labels):
+        return torch.cat(labels)
+    if all(isinstance(part, (list, tuple)) for part in labels):
+        return [label for part in labels for label in part]
+    return None
+
+
+def _scores(metric: Metric, logits: Tensor, labels: Any) -> np.ndarray:
+    scores: np.ndarray = torch.as_tensor(metric.score(logits, labels)).detach().double().cpu().numpy()
+    if scores.ndim > 1 or (scores.ndim == 1 and len(scores) != len(logits)):
+        raise DataError(
+            f"task: the metric {metric.name} must give one number a sample, ({len(logits)},), or one for the set; it gives "
+            f"numbers of shape {scores.shape}."
+        )
+    return scores
+
+
 def metric_value(metric: Metric, logits: Tensor, labels: Any) -> MetricValue:
     """A metric with its 95 % interval: Wilson's for 0/1 scores, normal for others, bootstrap for one number a set."""
-    scores = metric.score(logits, labels).detach().double().numpy()
+    scores = _scores(metric, logits, labels)
     n = len(logits)
     if scores.ndim == 0:
         value = float(scores)
@@ -91,8 +111,8 @@ def accuracy(answers: Answers) -> Accuracy:
 def drop(metric: Metric, baseline: Answers, candidate: Answers) -> Drop:
     """How much worse the candidate is than the baseline on the same samples; positive is worse whatever the metric."""
     sign = 1.0 if metric.higher_is_better else -1.0
-    first = metric.score(baseline.logits, baseline.labels).detach().double().numpy()
-    second = metric.score(candidate.logits, candidate.labels).detach().double().numpy()
+    first = _scores(metric, baseline.logits, baseline.labels)
+    second = _scores(metric, candidate.logits, candidate.labels)
     if first.ndim == 0:
         spread = _bootstrap(metric, baseline.logits, baseline.labels) - _bootstrap(
             metric, candidate.logits, candidate.labels
@@ -113,5 +133,7 @@ def _bootstrap(metric: Metric, logits: Tensor, labels: Any) -> np.ndarray:
     values = []
     for _ in range(_RESAMPLES):
         index = torch.randint(len(logits), (len(logits),), generator=generator)
-        values.append(float(metric.score(logits[index], labels[index] if isinstance(labels, Tensor) else labels)))
+        chosen = [labels[i] for i in index.tolist()] if isinstance(labels, list) else labels
+        chosen = labels[index] if isinstance(labels, Tensor) else chosen
+        values.append(float(metric.score(logits[index], chosen)))
     return np.array(values)

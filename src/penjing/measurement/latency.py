@@ -149,7 +149,8 @@ def bench(
     """Time files against one another. Raises: ArtifactError: one of them cannot be loaded."""
     workers: list[Worker] = []
     try:
-        workers += [Worker(path, batch=batch, threads=threads) for path in paths]
+        for path in paths:
+            workers.append(Worker(path, batch=batch, threads=threads))
         return take_turns(workers, rounds=rounds, seconds=seconds)
     finally:
         for worker in workers:

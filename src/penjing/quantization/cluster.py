@@ -131,6 +131,15 @@ def cluster_network(
     return network, stayed
 
 
+def keep_codes_(network: Network) -> None:
+    """The inverse: from now on no weight changes its code, and the originals are not trained."""
+    for _, owner, name in named_weights(network):
+        stack = representations(owner, name)
+        if stack and isinstance(stack[-1], Codebook):
+            stack[-1].follow = False
+            owner.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
+
+
 class ReassignCodes(Part):
     """After each step every weight that follows its original takes the table entry now nearest to it."""
 
@@ -141,11 +150,7 @@ class ReassignCodes(Part):
                 stack[-1].reassign_(owner.parametrizations[name].original)  # type: ignore[index, union-attr]
 
     def finish(self, fit: Fit) -> None:
-        for _, owner, name in named_weights(fit.network):
-            stack = representations(owner, name)
-            if stack and isinstance(stack[-1], Codebook):
-                stack[-1].follow = False
-                owner.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
+        keep_codes_(fit.network)
 
 
 class Cluster(TrainedStage):
@@ -184,3 +189,4 @@ class Cluster(TrainedStage):
                 follow_originals_(bench.network)
                 reassigning.append(ReassignCodes())
             bench.train(self.schedule(), [*self.parts(bench), *reassigning])
+            keep_codes_(bench.network)  # also where a finished training was only read

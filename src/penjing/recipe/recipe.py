@@ -26,7 +26,9 @@ from penjing.artifact import load
 from penjing.errors import PenjingError, SettingError, nearest
 from penjing.recipe.budget import Budget
 from penjing.settings import Settings
-from penjing.training import Stage, Task, Train
+from penjing.training import BASELINE, Stage, Task, Train
+
+NAME_PATTERN = r"^[\w.-]+$"
 
 STAGES: dict[str, type[Stage]] = {
     Train.label: Train,
@@ -62,11 +64,11 @@ def read_stage(item: Any, position: int = 0) -> Stage:
             f"{where}: must be a name, or a name with settings, got {item!r}. Write for example - distill: {{epochs: 3}}"
         )
     ((name, settings),) = item.items()
-    if name not in STAGES:
+    if not isinstance(name, str) or name not in STAGES:
         raise SettingError(f'{where}: there is no stage "{name}"; {nearest(str(name), STAGES)}.')
     if settings is not None and not isinstance(settings, Mapping):
         raise SettingError(f"{where}: the settings of {name} must be a mapping, got {settings!r}.")
-    return STAGES[name](**dict(settings or {}))
+    return STAGES[name](**_with_names(settings or {}))
 
 
 def write_stage(stage: Stage) -> dict[str, Any]:
@@ -74,11 +76,27 @@ def write_stage(stage: Stage) -> dict[str, Any]:
     return {type(stage).label: stage.model_dump(mode="json", exclude_defaults=True)}
 
 
+def check_teachers(stages: Sequence[Stage]) -> None:
+    """Every stage's teacher must be there when its turn comes, and no stage may take the baseline's name.
+
+    Raises: SettingError: it is not, with the names there are.
+    """
+    known = set() if isinstance(stages[0], Train) else {BASELINE}
+    for position, stage in enumerate(stages):
+        where = f"recipe: stage {position + 1}: {type(stage).label}"
+        teacher = getattr(stage, "teacher", None)
+        if teacher is not None and teacher not in known:
+            raise SettingError(f'{where}: there is no teacher "{teacher}" before it; {nearest(teacher, known)}.')
+        if stage.name == BASELINE:
+            raise SettingError(f'{where}: the name "{BASELINE}" is taken by the network that the recipe starts from.')
+        known |= {stage.name or type(stage).label} | ({BASELINE} if isinstance(stage, Train) else set())
+
+
 class Recipe(Settings):
     """A whole run as data. See the module."""
 
     label = "recipe"
-    name: str = Field(default="run", pattern=r"^[\w.-]+$", description="what the artifact is called")
+    name: str = Field(default="run", pattern=NAME_PATTERN, description="what the artifact is called")
     data: dict[str, Any] = Field(description="a data set's name, or {name: ..., settings}")
     model: dict[str, Any] = Field(description="package.module:function or a .pj file, or {function: ..., settings}")
     stages: tuple[Any, ...] = Field(min_length=1, description="in order, see `penjing stages`")
@@ -99,12 +117,15 @@ class Recipe(Settings):
     def _stages(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise SettingError(f"recipe: stages must be a list, got {value!r}.")
-        return tuple(read_stage(item, position) for position, item in enumerate(value))
+        stages = tuple(read_stage(item, position) for position, item in enumerate(value))
+        if stages:
+            check_teachers(stages)
+        return stages
 
     @field_validator("budget", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:
-        return Budget(**value) if isinstance(value, Mapping) else value
+        return Budget(**_with_names(value)) if isinstance(value, Mapping) else value
 
     def to_data(self) -> dict[str, Any]:
         """The recipe as data again; `Recipe(**recipe.to_data())` is the same recipe."""
@@ -134,7 +155,11 @@ def read_recipe(path: str | Path) -> Recipe:
         raise SettingError(f"{path}: the recipe is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise SettingError(f"{path}: a recipe must have the keys {', '.join(Recipe.model_fields)}.")
-    return Recipe(**content)
+    return Recipe(**_with_names(content))
+
+
+def _with_names(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in settings.items()}
 
 
 def load_task(settings: Mapping[str, Any], folder: str | Path | None = None) -> Task:
@@ -145,8 +170,8 @@ def load_task(settings: Mapping[str, Any], folder: str | Path | None = None) -> 
     Raises: SettingError: no such data set or setting. DataError: the data are not there.
     """
     rest = {key: value for key, value in settings.items() if key != "name"}
-    name = settings.get("name", "")
-    function = DATA[name] if name in DATA else import_function(str(name), "data", DATA)
+    name = str(settings.get("name", ""))
+    function = DATA[name] if name in DATA else import_function(name, "data", DATA)
     takes = inspect.signature(function).parameters
     if "folder" in takes:
         if folder is None and "folder" not in rest:
@@ -168,6 +193,8 @@ def load_model(settings: Mapping[str, Any]) -> nn.Module:
     rest = {key: value for key, value in settings.items() if key != "function"}
     name = str(settings.get("function", ""))
     if name.endswith(".pj"):
+        if rest:
+            raise SettingError(f"model: {name} is a file and has no settings, got {', '.join(rest)}.")
         return load(name, for_training=True)
     found = _call(import_function(name, "model"), rest, f"model: {name}")
     if not isinstance(found, nn.Module):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from penjing.artifact import encode, load
@@ -35,7 +37,7 @@ from penjing.recipe import findings
 from penjing.recipe.budget import Budget
 from penjing.recipe.gauge import Gauge, baseline_rows
 from penjing.recipe.machine import machine, versions
-from penjing.recipe.recipe import Recipe, read_stage, write_stage
+from penjing.recipe.recipe import NAME_PATTERN, Recipe, check_teachers, read_stage, write_stage
 from penjing.recipe.table import summary_table
 from penjing.representation import named_weights, representations
 from penjing.shapes import Json
@@ -129,9 +131,15 @@ def compress(
     read = [read_stage(stage, position) for position, stage in enumerate(stages)]
     if not read:
         raise SettingError("compress: there must be at least one stage.")
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise SettingError(f'compress: name must consist of letters, digits, "_", "-" and ".", got "{name}".')
+    check_teachers(stages)
     accelerator = accelerator or Accelerator()
     temporary = tempfile.TemporaryDirectory(prefix="penjing-") if out is None else None
-    folder = Path(temporary.name) if temporary else Path(str(out))
+    shared = [temporary.name if temporary else str(out)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(shared)
+    folder = Path(shared[0])
     run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe)
     report = run.go(model, resume=resume or temporary is not None)
     return Run(folder, report, temporary)
@@ -259,6 +267,8 @@ class _Running:
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "seed": self.seed,
+            "data": self.recipe.data if self.recipe else None,
+            "metric": self.task.metric.name,
             "stages": [write_stage(stage) for stage in self.stages],
             "model": hashlib.sha256(encode(network)).hexdigest(),
             "processes": self.accelerator.num_processes,
@@ -270,7 +280,7 @@ class _Running:
         if self.is_main:
             if path.exists():
                 self._check_identity(path, identity, resume)
-            elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            elif self.folder.exists() and (not self.folder.is_dir() or _holds_something(self.folder)):
                 raise RunError(f"{self.folder}: exists already and is not a run of penjing. Choose another --out.")
             else:
                 write_atomically(path, json.dumps(identity, indent=1).encode())
@@ -283,7 +293,7 @@ class _Running:
             known = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}). Choose another --out.") from None
-        different = [key for key, value in identity.items() if known.get(key) != value]
+        different = [key for key, value in identity.items() if known.get(key, value) != value]
         if different:
             details = "; ".join(f"{key} was {known.get(key)!r}, is {identity[key]!r}" for key in different)
             raise RunError(
@@ -363,6 +373,11 @@ class _Running:
             write_atomically(self.folder / "report.json", json.dumps(report, indent=1).encode())
         self.accelerator.wait_for_everyone()
         return report
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether anything is there but what a process left behind that was killed in its very first write."""
+    return any(not path.name.startswith(".run.json.partial-") for path in folder.iterdir())
 
 
 def _honest_words(record: Record, network: Network) -> list[str]:

@@ -141,6 +141,7 @@ class TrainedStage(Stage):
     average: float | None = Field(
         default=None, gt=0, lt=1, description="decay of a moving average that replaces the weights"
     )
+    keep_steps: tuple[int, ...] = Field(default=(), description="steps whose weights are kept, 0 for the initial ones")
     teacher: str | None = Field(
         default=None, description='whom to learn from besides the labels: "baseline" or a stage\'s name'
     )
@@ -157,6 +158,7 @@ class TrainedStage(Stage):
             decay=self.decay,
             warmup=self.warmup,
             clip_norm=self.clip_norm,
+            keep_steps=self.keep_steps,
         )
 
     def parts(self, bench: Workbench) -> list[Part]:
@@ -182,6 +184,7 @@ class Train(TrainedStage):
 
     label: ClassVar[str] = "train"
     needs: ClassVar[tuple[str, ...]] = ("labels",)
+    keep_steps: tuple[int, ...] = Field(default=(0,), description="steps whose weights are kept, 0 for the initial ones")
 
     def apply(self, bench: Workbench) -> None:
         bench.train(self.schedule(), self.parts(bench))
