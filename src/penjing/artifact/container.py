@@ -8,8 +8,10 @@
     blobs                   everything else, up to the checksum
     CRC-32                  of all before it, little-endian
 
-A file is sound or refused. Nothing in it is executed; modules come from an allow-list; shapes come from the modules' settings
-and are bounded by what the file holds.
+A file is sound or refused. Nothing in it is executed; modules come from an allow-list; shapes come from the modules' settings.
+A tensor whose symbols are certain takes no bytes however large it is, so sizes are bounded before anything is allocated:
+all tensors together have at most 64 elements for each byte of the file, which counts as at least 1 MiB. (A weight that is
+written in 1/64 of a bit is beyond what pruning and clustering together reach.)
 """
 
 import math
@@ -34,18 +36,21 @@ from penjing.representation import represent_, representations
 
 MAGIC = b"\x8ePJ"
 VERSION = 1
-_MAX_ELEMENTS = 1 << 33
+_ELEMENTS_PER_BYTE, _LEAST_BYTES = 64, 1 << 20
 _CODEC_OF = {codec.kind: number for number, codec in enumerate(CODECS)}
 
 
 def encode(network: Network) -> bytes:
     """The file's content. The same network always gives the same bytes.
 
-    Raises: TraceError: a layer that cannot travel. ArtifactError: a tensor of a type that cannot be stored.
+    Raises: TraceError: a layer that cannot travel. ArtifactError: a tensor of a type that cannot be stored, or more
+        elements than a file of this size may hold.
     """
     sink = Sink()
+    n_elements = 0
     for _, module, name in _tensors(network):
         _write_tensor(module, name, sink)
+        n_elements += getattr(module, name).numel()
     graph, heads, stream = write_graph(network), sink.heads.finish(), sink.stream.finish()
     writer = ByteWriter()
     writer.raw(MAGIC + bytes([VERSION]))
@@ -54,6 +59,7 @@ def encode(network: Network) -> bytes:
     for section in (graph, heads, stream, sink.blobs.finish()):
         writer.raw(section)
     body = writer.finish()
+    _check_size(n_elements, len(body) + 4, "artifact")
     return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -174,10 +180,9 @@ def _read(content: bytes, where: str) -> tuple[Network, list[TensorEntry]]:
         blobs = ByteReader(parts.raw(parts.n_left), f"{where}: blobs")
         source = Source(heads, stream, blobs)
         entries: list[TensorEntry] = []
-        for path, layer, name in _tensors(network):
-            shape = tuple(getattr(layer, name).shape)
-            if math.prod(shape) > _MAX_ELEMENTS:
-                raise ArtifactError(f"{where}: {path}.{name} would have {math.prod(shape)} elements.")
+        tensors = [(path, name, tuple(getattr(layer, name).shape)) for path, layer, name in _tensors(network)]
+        _check_size(sum(math.prod(shape) for *_, shape in tensors), len(content), where)
+        for path, name, shape in tensors:
             before = heads.n_left, blobs.n_left
             head = heads.raw(1)[0]
             if head & 15 >= len(CODECS):
@@ -191,6 +196,15 @@ def _read(content: bytes, where: str) -> tuple[Network, list[TensorEntry]]:
         raise
     except PenjingError as error:
         raise ArtifactError(f"{where}: not a sound artifact ({error}).") from None
+
+
+def _check_size(n_elements: int, n_bytes: int, where: str) -> None:
+    """Against decompression bombs. Raises: ArtifactError: more elements than a file of this size may hold."""
+    limit = _ELEMENTS_PER_BYTE * max(n_bytes, _LEAST_BYTES)
+    if n_elements > limit:
+        raise ArtifactError(
+            f"{where}: a file of {n_bytes} bytes may hold {limit} numbers, this one would hold {n_elements}."
+        )
 
 
 def _lengths(content: bytes, where: str) -> tuple[int, int, int, int]:

@@ -6,7 +6,9 @@ kind in `graph.ops.MODULES` and the settings that differ from the defaults. An o
 Reading builds modules on the meta device: nothing is allocated, nothing executed, nothing that is not in the tables exists.
 """
 
+import math
 import zlib
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,7 +22,8 @@ from penjing.graph.ops import MODULES, OPERATIONS, kind_of
 _KINDS = list(MODULES)
 _OPERATIONS = list(OPERATIONS)
 _CONTROL = [MODULE, "call again", EXIT, OUTPUT, INPUT]
-_MAX_NODES, _MAX_MANIFEST = 100_000, 1 << 24
+_MAX_NODES, _MAX_NODE_INPUTS, _MAX_DEPTH, _MAX_MANIFEST = 1 << 14, 4096, 32, 1 << 21
+_MAX_INPUT_ELEMENTS = 1 << 28
 _DICTIONARY = (
     b"downsample.0.layer1.layer2.layer3.layer4.blocks.features.classifier.backbone.encoder.conv1.conv2.conv3.bn1.bn2."
     b"norm1.norm2.linear.fc.0.1.2.3.4.5.6.7.8.9.10.11.12.shortcut.exits.0.linear\x01x"
@@ -32,8 +35,13 @@ _DICTIONARY = (
 def write_graph(network: Network) -> bytes:
     """The network's structure; weights are not part of it.
 
-    Raises: TraceError: a module that may not travel.
+    Raises: TraceError: a module that may not travel, or a network that is too large for the format.
     """
+    if len(network.nodes) > _MAX_NODES or any(len(node.inputs) > _MAX_NODE_INPUTS for node in network.nodes):
+        raise TraceError(
+            f"artifact: a file holds at most {_MAX_NODES} nodes with {_MAX_NODE_INPUTS} inputs each; this network has "
+            f"{len(network.nodes)} nodes."
+        )
     writer = ByteWriter()
     paths: dict[str, int] = {}
     writer.uvarint(len(network.nodes))
@@ -53,7 +61,7 @@ def write_graph(network: Network) -> bytes:
                 writer.uvarint(distance)
         if node.op == INPUT:
             write_string(writer, node.name)
-            write_value(writer, next(shapes))
+            write_value(writer, _shape(next(shapes)))
         elif again:
             writer.uvarint(paths[node.path])
         elif node.op == MODULE:
@@ -65,6 +73,8 @@ def write_graph(network: Network) -> bytes:
             for name in OPERATIONS[node.op].settings:
                 write_value(writer, node.settings[name])
     content = writer.finish()
+    if len(content) > _MAX_MANIFEST:
+        raise TraceError(f"artifact: the graph takes {len(content)} bytes; at most {_MAX_MANIFEST} are possible.")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
     packed = packer.compress(content) + packer.flush()
     return b"\x01" + packed if len(packed) < len(content) else b"\x00" + content
@@ -82,16 +92,25 @@ def read_graph(data: bytes) -> Network:
     nodes: list[Node] = []
     modules: dict[str, nn.Module] = {}
     shapes: list[tuple[int, ...]] = []
+    paths: list[str] = []
+    taken: set[str] = set()
     for position in range(n):
         number, chained = divmod(reader.uvarint(), 2)
-        distances = [1] if not chained else [reader.uvarint() for _ in range(min(reader.uvarint(), 1 + _MAX_NODES))]
+        n_inputs = reader.uvarint() if chained else 1
+        if n_inputs > _MAX_NODE_INPUTS:
+            raise ArtifactError(f"artifact: a node has {n_inputs} inputs; at most {_MAX_NODE_INPUTS} are possible.")
+        distances = [reader.uvarint() for _ in range(n_inputs)] if chained else [1]
         if any(not 1 <= d <= position for d in distances):
             raise ArtifactError("artifact: a node of the graph refers to one that is not before it.")
         inputs = tuple(nodes[position - d].name for d in distances)
         if number >= len(_CONTROL) + len(_OPERATIONS):
             raise ArtifactError("artifact: the graph has an operation that this version of penjing does not know.")
         op = _CONTROL[number] if number < len(_CONTROL) else _OPERATIONS[number - len(_CONTROL)]
-        nodes.append(_read_node(reader, op, position, inputs, modules, shapes))
+        node = _read_node(reader, op, position, inputs, modules, paths, shapes)
+        while op != INPUT and node.name in taken:  # inputs have names of the user's
+            node = replace(node, name=node.name + "_")
+        taken.add(node.name)
+        nodes.append(node)
     try:
         return Network(nodes, modules, shapes)
     except (TraceError, KeyError) as error:
@@ -104,6 +123,7 @@ def _read_node(
     position: int,
     inputs: tuple[str, ...],
     modules: dict[str, nn.Module],
+    paths: list[str],
     shapes: list[tuple[int, ...]],
 ) -> Node:
     name = f"{op.replace(' ', '_')}_{position}"
@@ -113,14 +133,15 @@ def _read_node(
         return Node(name, INPUT)
     if op == "call again":
         index = reader.uvarint()
-        if index >= len(modules):
+        if index >= len(paths):
             raise ArtifactError("artifact: the graph calls a module that it does not have.")
-        return Node(name, MODULE, inputs, list(modules)[index])
+        return Node(name, MODULE, inputs, paths[index])
     if op == MODULE:
         path, module = _read_module(reader)
         if path in modules:
             raise ArtifactError(f'artifact: the graph has two modules called "{path}".')
         modules[path] = module
+        paths.append(path)
         return Node(path.replace(".", "_") + f"_{position}", MODULE, inputs, path)
     if op == EXIT:
         threshold = read_value(reader)
@@ -139,6 +160,10 @@ def _write_module(writer: ByteWriter, path: str, module: nn.Module) -> None:
             f'artifact: the layer "{path}" is a {type(module).__name__}, which cannot travel in a file yet.'
         )
     kind = MODULES[name]
+    if not _is_path(path):
+        raise TraceError(
+            f'artifact: "{path}" is no name for a layer; at most {_MAX_DEPTH} parts of printable characters.'
+        )
     settings = {key: _flat(value) for key, value in kind.describe(module).items()}
     changed = [(i, key) for i, key in enumerate(kind.settings) if settings[key] != kind.settings[key]]
     write_string(writer, path)
@@ -153,7 +178,7 @@ def _read_module(reader: ByteReader) -> tuple[str, nn.Module]:
     number, changed = reader.uvarint(), reader.uvarint()
     if number >= len(_KINDS):
         raise ArtifactError("artifact: the graph has a kind of module that this version of penjing does not know.")
-    if not path or not all(part and part.isprintable() for part in path.split(".")):
+    if not _is_path(path):
         raise ArtifactError("artifact: the graph has a module without a proper path.")
     kind = MODULES[_KINDS[number]]
     if changed >> len(kind.settings):
@@ -166,6 +191,11 @@ def _read_module(reader: ByteReader) -> tuple[str, nn.Module]:
         raise ArtifactError(f'artifact: the settings of the module "{path}" are impossible ({error}).') from None
 
 
+def _is_path(path: str) -> bool:
+    parts = path.split(".")
+    return len(parts) <= _MAX_DEPTH and all(part and part.isprintable() for part in parts)
+
+
 def _flat(value: object) -> object:
     """(3, 3) as 3: the modules of torch.nn take both for the same."""
     if isinstance(value, (tuple, list)) and value and all(item == value[0] for item in value):
@@ -176,6 +206,8 @@ def _flat(value: object) -> object:
 def _shape(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(isinstance(size, int) and 0 < size < 1 << 31 for size in value):
         raise ArtifactError("artifact: the shape of an input is not one.")
+    if math.prod(value) > _MAX_INPUT_ELEMENTS:
+        raise ArtifactError(f"artifact: an input has {math.prod(value)} elements; at most 2**28 are possible.")
     return value
 
 

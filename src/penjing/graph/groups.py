@@ -129,7 +129,9 @@ def channel_groups(network: Network) -> Grouping:
             of[node.name] = _through_layer(network, node, inputs[0], labels, slots, shapes)
         else:
             of[node.name] = _through_operation(node, inputs, labels, shapes)
-        if node.op == MODULE:
+        if node.op == MODULE and isinstance(
+            network.get_submodule(node.path), (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+        ):
             before, after = seen.setdefault(node.path, (inputs[0], of[node.name]))
             if len(before) == len(inputs[0]):  # called again: one weight, so what it reads and gives belongs together
                 labels.unite(before, inputs[0])

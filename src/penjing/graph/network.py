@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import DataError, TraceError
-from penjing.graph.ops import apply_operation
+from penjing.graph.ops import OPERATIONS, apply_operation
 
 INPUT, MODULE, EXIT, OUTPUT = "input", "module", "exit", "output"
 NEVER = 2.0
@@ -249,7 +249,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class _Step:
-    """A node made ready: how to call it, which results nobody needs afterwards, which ones somebody does."""
+    """A node made ready: how to call it, which results nobody needs afterwards; for an exit, which ones somebody does."""
 
     node: Node
     module_of: Callable[[nn.Module], Callable[..., Tensor]] | None
@@ -266,32 +266,53 @@ class _Step:
 def _compile(nodes: Sequence[Node]) -> list[_Step]:
     """Check the order and find each result's last use.
 
-    Raises: TraceError: a node before its inputs, a name twice, no input, or no output at the end.
+    Raises: TraceError: a node before its inputs, with too many or too few of them, a name twice, no input, or no output at
+        the end.
     """
     last_use: dict[str, int] = {}
     known: set[str] = set()
     for position, node in enumerate(nodes):
         if node.name in known:
             raise TraceError(f'network: two nodes are called "{node.name}".')
+        if node.op == OUTPUT and position < len(nodes) - 1:
+            raise TraceError(f'network: the node "{node.name}" is an output, so it must be the last one.')
+        _check_arity(node)
         for name in node.inputs:
             if name not in known:
                 raise TraceError(f'network: the node "{node.name}" takes "{name}", which is not computed before it.')
             last_use[name] = position
-        known.add(node.name)
+        if node.op != EXIT:  # nobody can take the result of an exit
+            known.add(node.name)
     if not nodes or nodes[-1].op != OUTPUT or not any(node.op == INPUT for node in nodes):
         raise TraceError("network: it must have an input and end in an output.")
     steps: list[_Step] = []
-    live: list[str] = []
+    live: dict[str, None] = {}
     for position, node in enumerate(nodes):
         drop = tuple(name for name in dict.fromkeys(node.inputs) if last_use[name] == position)
-        if node.op not in (EXIT, OUTPUT):
-            live.append(node.name)
-        live = [name for name in live if last_use.get(name, -1) > position]
+        for name in drop:
+            del live[name]
+        if node.name in last_use:
+            live[node.name] = None
         if node.op == INPUT:
             continue
         module_of = partial(module_at, path=node.path) if node.op == MODULE else None
-        steps.append(_Step(node, module_of, drop, tuple(live)))
+        steps.append(_Step(node, module_of, drop, tuple(live) if node.op == EXIT else ()))
     return steps
+
+
+def _check_arity(node: Node) -> None:
+    expected = (
+        OPERATIONS[node.op].n_inputs
+        if node.op in OPERATIONS
+        else {INPUT: 0, MODULE: 1, EXIT: 1, OUTPUT: 1}.get(node.op)
+    )
+    if node.op not in OPERATIONS and expected is None:
+        raise TraceError(f'network: the node "{node.name}" has the unknown operation "{node.op}".')
+    if len(node.inputs) != expected if expected is not None else not node.inputs:
+        raise TraceError(
+            f'network: the node "{node.name}" ({node.op}) takes {"one or more" if expected is None else expected}'
+            f" inputs, it has {len(node.inputs)}."
+        )
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -34,18 +34,20 @@ class Operation:
         function: takes the node's input tensors, then its settings as keywords.
         settings: the names of the settings, all required, in the order of the file format.
         elementwise: every output element depends on the input elements at the same place only, and 0 need not map to 0.
+        n_inputs: how many tensors it takes; None: one or more.
     """
 
     function: Callable[..., Tensor]
     settings: tuple[str, ...] = ()
     elementwise: bool = False
+    n_inputs: int | None = 1
 
 
 OPERATIONS: dict[str, Operation] = {
-    "add": Operation(torch.add, elementwise=True),
-    "multiply": Operation(torch.mul, elementwise=True),
-    "subtract": Operation(torch.sub, elementwise=True),
-    "concat": Operation(lambda *tensors, dim: torch.cat(tensors, dim), ("dim",)),
+    "add": Operation(torch.add, elementwise=True, n_inputs=2),
+    "multiply": Operation(torch.mul, elementwise=True, n_inputs=2),
+    "subtract": Operation(torch.sub, elementwise=True, n_inputs=2),
+    "concat": Operation(lambda *tensors, dim: torch.cat(tensors, dim), ("dim",), n_inputs=None),
     "flatten": Operation(lambda x, start_dim: torch.flatten(x, start_dim), ("start_dim",)),
     "relu": Operation(F.relu, elementwise=True),
     "relu6": Operation(F.relu6, elementwise=True),

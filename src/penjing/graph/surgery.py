@@ -179,7 +179,8 @@ def push_biases(network: Network) -> tuple[Network, list[str]]:
         if (
             not plain
             or kind_of(first) not in ("Conv2d", "Linear")
-            or kind_of(first) != kind_of(second)  # a linear layer runs along the last dimension, a convolution along channels
+            or kind_of(first)
+            != kind_of(second)  # a linear layer runs along the last dimension, a convolution along channels
             or first.bias is None
             or not _mixes_places_alone(second)
         ):
@@ -210,7 +211,9 @@ def _fold_one_(network: Network, node: Node, rank: int) -> bool:
     calls = [sum(other.path == path for other in network.nodes) for path in (before.path, node.path)]
     if kind_of(layer) not in ("Conv2d", "Linear") or parametrize.is_parametrized(layer) or calls != [1, 1]:
         return False
-    if parametrize.is_parametrized(norm) or (kind_of(layer) == "Linear" and rank != 2):  # the norm's channels: dimension 1
+    if parametrize.is_parametrized(norm) or (
+        kind_of(layer) == "Linear" and rank != 2
+    ):  # the norm's channels: dimension 1
         return False
     mean, var = norm.running_mean, norm.running_var
     gamma = norm.weight if norm.affine else torch.ones_like(var)  # type: ignore[arg-type]

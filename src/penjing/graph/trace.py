@@ -208,7 +208,9 @@ class _Reader:
 
     def _call_layer(self, node: torch.fx.Node, path: str, layer: nn.Module, call: str) -> None:
         tensors = [arg for arg in node.args if isinstance(arg, torch.fx.Node) and arg in self.results]
-        if call in self.calls and tensors == [self.calls[call]]:  # the next step of the same call: reflect, then convolve
+        if call in self.calls and tensors == [
+            self.calls[call]
+        ]:  # the next step of the same call: reflect, then convolve
             self.results[node] = self.results[tensors[0]]
             self.calls[call] = node
             return
@@ -322,7 +324,9 @@ def _keeps_samples_apart(dims: Sequence[int], rank: int, op: str, where: str) ->
 def _dropout(kind: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
     def read(reader: _Reader, node: torch.fx.Node, where: str) -> None:
         if kind == "Dropout2d" and len(_shape(node)) != 4:
-            raise TraceError(f"trace: channel dropout of a result of shape {_shape(node)} in {where} is not supported yet.")
+            raise TraceError(
+                f"trace: channel dropout of a result of shape {_shape(node)} in {where} is not supported yet."
+            )
         path = f"functional_{node.name}"
         while path in reader.modules:
             path += "_"

@@ -47,7 +47,7 @@ def kmeans_1d(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 def cluster_(layer: nn.Module, name: str, k: int) -> Codebook:
     """Give a layer's parameter a codebook of k values, in place. What a mask removed stays exactly 0 and takes one of them.
 
-    Raises: SettingError: the parameter has a codebook already, or holds values that are not finite.
+    Raises: SettingError: the parameter has a codebook already, is not float32, or holds values that are not finite.
     """
     codes, centroids, zero = _cluster_values([_checked(layer, name)], k, _masked(layer, name))
     codebook = Codebook(codes[0], centroids, zero=zero)
@@ -78,6 +78,10 @@ def _checked(layer: nn.Module, name: str) -> Tensor:
     if any(isinstance(part, Codebook) for part in representations(layer, name)):
         raise SettingError(f"cluster: {type(layer).__name__}.{name} has a codebook already.")
     value: Tensor = getattr(layer, name).detach()
+    if value.dtype != torch.float32:
+        raise SettingError(
+            f"cluster: {type(layer).__name__}.{name} is {value.dtype}; codebooks hold float32. Call .float() before."
+        )
     if not torch.isfinite(value).all():
         raise SettingError(
             f"cluster: {type(layer).__name__}.{name} holds values that are not finite; train with a smaller lr."

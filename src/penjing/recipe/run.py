@@ -26,10 +26,10 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.artifact import encode, load
-from penjing.errors import RunError, SettingError
+from penjing.errors import RunError, SettingError, nearest
 from penjing.export import Export, export_onnx
 from penjing.graph import Network, trace
 from penjing.measurement import SCHEMA_VERSION, Record, answer
@@ -42,7 +42,7 @@ from penjing.recipe.table import summary_table
 from penjing.representation import named_weights, representations
 from penjing.shapes import Json
 from penjing.training import BASELINE, Journal, Stage, Task, Train, Workbench
-from penjing.training.checkpoint import write_atomically
+from penjing.training.checkpoint import load_state, write_atomically
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
 from penjing.version import __version__
@@ -92,6 +92,21 @@ class Run:
         """Write the result as ONNX and compare; see `export.export_onnx`."""
         return export_onnx(self.network, path, exit_at=exit_at)
 
+    def kept_weights(self, training: str, step: int = 0) -> dict[str, Tensor]:
+        """The weights that a training kept after `step` steps, by default the initial ones; see `keep_steps` of stages.
+
+        Args:
+            training: "01-train", or "04-prune-channels-round-2": a file's name in the folder trainings.
+        Raises: SettingError: no such training, or it did not keep this step, with what there is.
+        """
+        known = sorted(path.stem for path in (self.folder / "trainings").glob("*.safetensors"))
+        if training not in known:
+            raise SettingError(f'run: there is no training "{training}"; {nearest(training, known)}.')
+        kept: dict[int, dict[str, Tensor]] = load_state(self.folder / "trainings" / f"{training}.safetensors")["weights"]
+        if step not in kept:
+            raise SettingError(f"run: {training} kept the weights of steps {sorted(kept)}, not of {step}; see keep_steps.")
+        return kept[step]
+
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`."""
         return dict(self._report)
@@ -133,7 +148,7 @@ def compress(
         raise SettingError("compress: there must be at least one stage.")
     if not re.fullmatch(NAME_PATTERN, name):
         raise SettingError(f'compress: name must consist of letters, digits, "_", "-" and ".", got "{name}".')
-    check_teachers(stages)
+    check_teachers(read)
     accelerator = accelerator or Accelerator()
     temporary = tempfile.TemporaryDirectory(prefix="penjing-") if out is None else None
     shared = [temporary.name if temporary else str(out)]
@@ -169,6 +184,10 @@ class _Running:
         begun = time.monotonic()
         example = self.task.example()
         network = trace(model, example.kwargs or example.args)
+        if self.task.is_classification:  # labels that do not fit should stop a run before hours of training
+            with torch.no_grad():
+                answers = network.cpu().eval().all_answers(*example.args, **example.kwargs)
+            self.task.metric.score(answers[-1], example.labels)
         self._open(network, resume)
         journal = Journal(self.folder, self.accelerator)
         self.reporter.plan(sum(stage.planned_epochs() for stage in self.stages))

@@ -70,23 +70,29 @@ class Codebook(Representation):
         """The values, (k,), as stored; the gradient reaches the centroids unchanged."""
         steps, step = self.steps()
         stored = steps.to(self.centroids.dtype) * step
-        return stored + (self.centroids - self.centroids.detach())  # the second term is exactly 0
+        trained = self.centroids - self.centroids.detach()  # exactly 0, with the gradient of the identity
+        if self.zero:
+            trained = torch.cat([torch.zeros_like(trained[:1]), trained[1:]])
+        return stored + trained
 
     @torch.no_grad()
     def steps(self) -> tuple[Tensor, Tensor]:
         """The table as stored: whole multiples, (k,), int, -127 to 127, and the step, a float16 number.
 
-        table = multiples * step, exactly, in float32.
+        table = multiples * step, exactly, in float32. A table that is stored already is given back as it is.
         """
-        largest = self.centroids.detach().float().abs().max()
+        centroids = self.centroids.detach().float()
+        if self.zero:
+            centroids = torch.cat([torch.zeros_like(centroids[:1]), centroids[1:]])
+        largest = centroids.abs().max()
         step = (largest / LEVELS).half()
         if step.float() * LEVELS < largest:
-            step = _next_half(step)
+            # Among the smallest float16 numbers the next one is far off; the one below, cut off at 127, may be nearer.
+            above = _next_half(step)
+            if step.float() * LEVELS < torch.round(largest / above.float()) * above.float():
+                step = above
         step = step.float().clamp_min(2.0**-24)
-        multiples = torch.round(self.centroids.detach().float() / step).clamp(-LEVELS, LEVELS).int()
-        if self.zero:
-            multiples[0] = 0
-        return multiples, step
+        return torch.round(centroids / step).clamp(-LEVELS, LEVELS).int(), step
 
     def sliced(self, dim: int, keep: Tensor) -> Self:
         return type(self)(

@@ -8,7 +8,7 @@ from penjing.representation.representation import Representation
 
 
 class Mask(Representation):
-    """weight = original * keep. The gradient of a removed weight is zero.
+    """weight = original where kept, else 0. The gradient of a removed weight is zero.
 
     Args:
         keep: bool, shape of the weight; True where the weight stays.
@@ -22,7 +22,7 @@ class Mask(Representation):
         self.register_buffer("keep", keep.bool().clone())
 
     def forward(self, original: Tensor) -> Tensor:
-        return original * self.keep
+        return original.masked_fill(~self.keep, 0.0)  # not a product: -1 * 0 is -0, and inf * 0 is NaN
 
     def sliced(self, dim: int, keep: Tensor) -> Self:
         return type(self)(self.keep.index_select(dim, keep.to(self.keep.device)))

@@ -229,5 +229,5 @@ class Task:
         return Batch(
             tuple(x[:2] for x in first.args),
             {name: x[:2] for name, x in first.kwargs.items()},
-            first.labels[:2] if first.labels is not None else None,
+            first.labels[:2] if isinstance(first.labels, (Tensor, list, tuple)) else first.labels,
         )

@@ -25,6 +25,7 @@ from penjing.entropy import (
 )
 from penjing.errors import ArtifactError
 from penjing.representation import Codebook, Representation
+from penjing.representation.codebook import LEVELS
 
 PACKED, HUFFMAN, SHARED, SHARED_SAME, OWN = range(5)
 """Plain fields; Huffman; the shared range coder with a model of its own; the same with the last model of this table; a range
@@ -120,9 +121,9 @@ class CodebookCodec(Codec):
             raise ArtifactError("artifact: a code is outside of its table.")
         counts = count(codes, k)
         bits = entropy_bits(counts, freqs)
-        representation = Codebook(torch.from_numpy(codes.astype(np.uint8)).reshape(shape), centroids, zero=zero)
-        with torch.no_grad():
-            value = representation(torch.empty(0))
+        index = torch.from_numpy(codes.astype(np.uint8)).reshape(shape)
+        representation = Codebook(index, centroids, zero=zero)
+        value = centroids.detach().index_select(0, index.flatten().int()).reshape(shape)
         in_stream = bits if variant in (SHARED, SHARED_SAME) else 0.0
         return Decoded(value, representation, None, CODERS[variant], bits, in_stream)
 
@@ -143,6 +144,10 @@ def _read_table(source: Source) -> tuple[nn.Parameter, bool]:
     if not (math.isfinite(step) and step > 0):
         raise ArtifactError("artifact: the step of a table is not a positive number.")
     multiples = np.frombuffer(source.heads.raw(k), np.int8)
+    if multiples.min() < -LEVELS or (zero and multiples[0]):
+        raise ArtifactError(
+            f"artifact: the entries of a table must be -{LEVELS} to {LEVELS} steps, the first 0 under a mask."
+        )
     return nn.Parameter(torch.from_numpy(multiples.astype(np.float32)) * step), bool(zero)
 
 

@@ -38,7 +38,8 @@ def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
     """The inverse of `to_bytes`."""
     if not data:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
+    elements = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return (elements != 0 if dtype == torch.bool else elements.view(dtype)).reshape(shape)
 
 
 def dtype_number(value: Tensor, where: str = "artifact") -> int:
@@ -111,7 +112,13 @@ class Plain(Codec):
             raise ArtifactError("artifact: a tensor is packed in a way that this version of penjing does not know.")
         packed = source.blobs.raw(source.heads.uvarint())
         try:
-            planes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=n_bytes)
+            if (
+                not n_bytes or zstandard.frame_content_size(packed) != -1
+            ):  # a stored size would go before max_output_size
+                raise ArtifactError(
+                    "artifact: a tensor is packed in a way that this version of penjing does not write."
+                )
+            planes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=n_bytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ArtifactError(f"artifact: a tensor cannot be unpacked ({error}).") from None
         if len(planes) != n_bytes:
