@@ -27,7 +27,7 @@ app = typer.Typer(
     help="Makes trained networks small, and measures what that cost.\n\n"
     "Start with [bold]penjing demo[/bold]: two minutes, no download.",
 )
-out_console = Console()
+out_console = Console(width=None if sys.stdout.isatty() else 132)
 err_console = Console(stderr=True)
 
 _under_way: list[Path] = []

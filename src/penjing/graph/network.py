@@ -301,17 +301,16 @@ def _compile(nodes: Sequence[Node]) -> list[_Step]:
 
 
 def _check_arity(node: Node) -> None:
-    expected = (
-        OPERATIONS[node.op].n_inputs
-        if node.op in OPERATIONS
-        else {INPUT: 0, MODULE: 1, EXIT: 1, OUTPUT: 1}.get(node.op)
-    )
-    if node.op not in OPERATIONS and expected is None:
+    if node.op in OPERATIONS:
+        expected = OPERATIONS[node.op].n_inputs
+    elif node.op in (INPUT, MODULE, EXIT, OUTPUT):
+        expected = int(node.op != INPUT)
+    else:
         raise TraceError(f'network: the node "{node.name}" has the unknown operation "{node.op}".')
-    if len(node.inputs) != expected if expected is not None else not node.inputs:
+    if len(node.inputs) != (expected if expected is not None else max(1, len(node.inputs))):
+        number = "one or more" if expected is None else expected
         raise TraceError(
-            f'network: the node "{node.name}" ({node.op}) takes {"one or more" if expected is None else expected}'
-            f" inputs, it has {len(node.inputs)}."
+            f'network: the node "{node.name}" ({node.op}) takes {number} inputs, it has {len(node.inputs)}.'
         )
 
 

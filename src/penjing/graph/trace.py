@@ -330,7 +330,7 @@ def _dropout(kind: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
         path = f"functional_{node.name}"
         while path in reader.modules:
             path += "_"
-        reader.modules[path] = MODULES[kind].build({"p": float(node.args[1])})
+        reader.modules[path] = MODULES[kind].build({"p": float(node.args[1])})  # type: ignore[arg-type]
         reader.modules[path].train(reader.model.training)
         reader._add(node, Node(node.name, MODULE, (reader._source(node.args[0], where),), path))
 
@@ -338,7 +338,7 @@ def _dropout(kind: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
 
 
 def _concat(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    parts = tuple(reader._source(part, where) for part in node.args[0])
+    parts = tuple(reader._source(part, where) for part in node.args[0])  # type: ignore[union-attr]
     dim = int(_arg(node, 1, "dim", 0))
     _keeps_samples_apart([dim], len(_shape(node)), "concat", where)
     reader._add(node, Node(node.name, "concat", parts, settings={"dim": dim}))
