@@ -64,12 +64,12 @@ def attach_exits(network: Network, after: Sequence[str]) -> Network:
 def places_for_exits(network: Network, n_exits: int) -> list[str]:
     """Nodes after which an exit makes sense, as evenly spaced in MACs as the network allows.
 
-    Considered are results that everything after depends on alone (no shortcut runs past them), behind an activation or a
-    pooling. Raises: SurgeryError: fewer than `n_exits` of them.
+    Considered are results that everything after depends on alone (no shortcut runs past them), behind an activation, a
+    pooling or a sum. Raises: SurgeryError: fewer than `n_exits` of them.
     """
     by_node = macs_by_node(network)
     total, done = sum(by_node.values()), 0
-    candidates: list[tuple[float, str]] = []
+    places: dict[int, Node] = {}
     shapes = node_shapes(network)
     live: set[str] = set()
     last_use = {name: position for position, node in enumerate(network.nodes) for name in node.inputs}
@@ -79,7 +79,10 @@ def places_for_exits(network: Network, n_exits: int) -> list[str]:
             live.add(node.name)
         live = {name for name in live if last_use.get(name, -1) > position}
         if live == {node.name} and len(shapes[node.name]) == 4 and _ends_a_block(network, node) and 0 < done < total:
-            candidates.append((done / total, node.name))
+            # of places behind the same work the first, but an activation rather than the sum that it follows
+            if done not in places or len(places[done].inputs) > 1:
+                places[done] = node
+    candidates = [(macs / total, node.name) for macs, node in places.items()]
     if len(candidates) < n_exits:
         raise SurgeryError(
             f"early exits: the network has {len(candidates)} places for an exit; {n_exits} are asked for."

@@ -4,6 +4,7 @@ Two tables. `OPERATIONS` are functions of tensors; `MODULES` are `torch.nn` clas
 describe them completely. Their order is the file format: only append.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,9 @@ class ModuleKind:
 
     def build(self, settings: Mapping[str, Any]) -> nn.Module:
         """A fresh module; weights are whatever the constructor draws, on the meta device nothing at all."""
-        return self.type(**{**self.settings, **settings})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            return self.type(**{**self.settings, **settings})
 
 
 _CONV = {

@@ -78,7 +78,8 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(frozen, arguments, keywords, dynamic_shapes=shapes, strict=False)
+            sizes = shapes.dynamic_shapes(frozen, arguments, keywords)
+            return torch.export.export(frozen, arguments, keywords, dynamic_shapes=sizes, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(

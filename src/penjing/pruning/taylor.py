@@ -29,11 +29,14 @@ def taylor_scores(
     )
     read: dict[str, list[Tensor]] = {path: [] for path in readers}
 
-    def note(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args[0].requires_grad:
-                args[0].retain_grad()
-                read[path].append(args[0])
+    def note(path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not args[0].requires_grad:
+                return None
+            edge = args[0].view_as(args[0])  # this reader's own: others may read the same tensor, with other gradients
+            edge.retain_grad()
+            read[path].append(edge)
+            return (edge, *args[1:])
 
         return hook
 

@@ -16,10 +16,10 @@ class Budget(Settings):
     """
 
     label = "budget"
-    file: int | None = Field(default=None, description='bytes of the artifact, "60 kB" (1000 B), "60 KiB" (1024 B)')
-    parameters: int | None = Field(default=None, description='numbers in the network, "6.4k"')
-    macs: int | None = Field(default=None, description='multiply-accumulates of one sample on average, "1.5 M"')
-    latency: float | None = Field(default=None, description='one sample on one thread, "5 ms"')
+    file: int | None = Field(default=None, gt=0, description='bytes of the artifact, "60 kB" (1000 B), "60 KiB" (1024 B)')
+    parameters: int | None = Field(default=None, gt=0, description='numbers in the network, "6.4k"')
+    macs: int | None = Field(default=None, gt=0, description='multiply-accumulates of one sample on average, "1.5 M"')
+    latency: float | None = Field(default=None, gt=0, description='one sample on one thread, "5 ms"')
     drop: float | None = Field(default=None, description='loss in the metric against the baseline, "1 pp"')
 
     @field_validator("file", mode="before")
@@ -41,6 +41,13 @@ class Budget(Settings):
     @classmethod
     def _drop(cls, value: Any) -> Any:
         return parse_points(value, "budget: drop") if isinstance(value, (int, float, str)) else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("must be a quantity")
+        return value
 
     def check(self, record: Record) -> list[BudgetLine]:
         """Each limit against what was measured."""
