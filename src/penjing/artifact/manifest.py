@@ -23,7 +23,7 @@ _KINDS = list(MODULES)
 _OPERATIONS = list(OPERATIONS)
 _CONTROL = [MODULE, "call again", EXIT, OUTPUT, INPUT]
 _MAX_NODES, _MAX_NODE_INPUTS, _MAX_DEPTH, _MAX_MANIFEST = 1 << 14, 4096, 32, 1 << 21
-_MAX_INPUT_ELEMENTS = 1 << 28
+_MAX_EXITS, _MAX_INPUT_ELEMENTS = 256, 1 << 28
 _DICTIONARY = (
     b"downsample.0.layer1.layer2.layer3.layer4.blocks.features.classifier.backbone.encoder.conv1.conv2.conv3.bn1.bn2."
     b"norm1.norm2.linear.fc.0.1.2.3.4.5.6.7.8.9.10.11.12.shortcut.exits.0.linear\x01x"
@@ -37,10 +37,14 @@ def write_graph(network: Network) -> bytes:
 
     Raises: TraceError: a module that may not travel, or a network that is too large for the format.
     """
-    if len(network.nodes) > _MAX_NODES or any(len(node.inputs) > _MAX_NODE_INPUTS for node in network.nodes):
+    if (
+        len(network.nodes) > _MAX_NODES
+        or len(network.exits) > _MAX_EXITS
+        or any(len(node.inputs) > _MAX_NODE_INPUTS for node in network.nodes)
+    ):
         raise TraceError(
-            f"artifact: a file holds at most {_MAX_NODES} nodes with {_MAX_NODE_INPUTS} inputs each; this network has "
-            f"{len(network.nodes)} nodes."
+            f"artifact: a file holds at most {_MAX_NODES} nodes with {_MAX_NODE_INPUTS} inputs each and {_MAX_EXITS} exits;"
+            f" this network has {len(network.nodes)} nodes and {len(network.exits)} exits."
         )
     writer = ByteWriter()
     paths: dict[str, int] = {}
@@ -111,6 +115,8 @@ def read_graph(data: bytes) -> Network:
             node = replace(node, name=node.name + "_")
         taken.add(node.name)
         nodes.append(node)
+    if sum(node.op == EXIT for node in nodes) > _MAX_EXITS:
+        raise ArtifactError(f"artifact: the graph has more than {_MAX_EXITS} exits.")
     try:
         return Network(nodes, modules, shapes)
     except (TraceError, KeyError) as error:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +15,7 @@ from rich.table import Table
 from penjing.errors import RunError, SettingError
 from penjing.recipe import Recipe, Run, compress, load_model, load_task, read_recipe, stage_table
 from penjing.report import write_report
-from penjing.training import Stage, device_named
+from penjing.training import Stage, device_named, new_accelerator
 from penjing.training.progress import Live, Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
 from penjing.units import show_bytes, show_seconds
@@ -146,7 +145,7 @@ def run_recipe(
         torch.set_num_threads(threads)
     if (out / "run.json").exists() and not resume:
         raise RunError(f"{out}: holds a run already. Go on with --resume, or choose another --out.")
-    accelerator = Accelerator(cpu=chosen is not None and chosen.type == "cpu", mixed_precision=precision)
+    accelerator = new_accelerator(chosen, precision)
     talks = accelerator.is_main_process
     console = Console(stderr=True)
     reporter: Reporter = Live(console) if talks else Silent()

@@ -7,6 +7,7 @@ Sources: Teerapittayanon et al. 2016 (BranchyNet), arXiv:1709.01686; Huang et al
 (the sum of losses; thresholds from the validation set for a computational budget).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -41,7 +42,7 @@ def attach_exits(network: Network, after: Sequence[str]) -> Network:
             raise SurgeryError(
                 f'early exits: the result of "{name}" has shape {shape[1:]}; channels, or channels and places, are needed.'
             )
-        path = f"exits.{number}"
+        path = _free_path(network, number)
         head: list[Node] = []
         source = name
         if len(shape) == 4:
@@ -61,6 +62,13 @@ def attach_exits(network: Network, after: Sequence[str]) -> Network:
     return network
 
 
+def _free_path(network: Network, number: int) -> str:
+    """exits.N, or where the user's network has a layer there, exits_1.N, exits_2.N ..."""
+    taken = {name for name, _ in network.named_modules()}
+    roots = itertools.chain(["exits"], (f"exits_{k}" for k in itertools.count(1)))
+    return next(path for root in roots if (path := f"{root}.{number}") not in taken)
+
+
 def places_for_exits(network: Network, n_exits: int) -> list[str]:
     """Nodes after which an exit makes sense, as evenly spaced in MACs as the network allows.
 
@@ -78,10 +86,11 @@ def places_for_exits(network: Network, n_exits: int) -> list[str]:
         if node.op not in (EXIT, OUTPUT):
             live.add(node.name)
         live = {name for name in live if last_use.get(name, -1) > position}
-        if live == {node.name} and len(shapes[node.name]) == 4 and _ends_a_block(network, node) and 0 < done < total:
-            # of places behind the same work the first, but an activation rather than the sum that it follows
-            if done not in places or len(places[done].inputs) > 1:
-                places[done] = node
+        # of places behind the same work the first, but an activation rather than the sum that it follows
+        is_new = done not in places or len(places[done].inputs) > 1
+        alone = live == {node.name} and len(shapes[node.name]) == 4
+        if alone and is_new and _ends_a_block(network, node) and 0 < done < total:
+            places[done] = node
     candidates = [(macs / total, node.name) for macs, node in places.items()]
     if len(candidates) < n_exits:
         raise SurgeryError(

@@ -203,6 +203,7 @@ def _mixes_places_alone(layer: nn.Module) -> bool:
 
 
 def _fold_one_(network: Network, node: Node, rank: int) -> bool:
+    node = next(other for other in network.nodes if other.name == node.name)  # a norm before it may be gone already
     before = next(other for other in network.nodes if other.name == node.inputs[0])
     norm = network.get_submodule(node.path)
     if before.op != MODULE or norm.running_var is None or len(network.consumers(before.name)) > 1:
@@ -217,7 +218,7 @@ def _fold_one_(network: Network, node: Node, rank: int) -> bool:
         return False
     mean, var = norm.running_mean, norm.running_var
     gamma = norm.weight if norm.affine else torch.ones_like(var)  # type: ignore[arg-type]
-    beta = norm.bias if norm.affine else torch.zeros_like(var)  # type: ignore[arg-type]
+    beta = norm.bias if norm.bias is not None else torch.zeros_like(var)
     with torch.no_grad():
         scale = gamma / torch.sqrt(var + norm.eps)  # type: ignore[operator, arg-type]
         weight = layer.weight

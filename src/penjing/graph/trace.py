@@ -5,6 +5,7 @@ training from evaluation and state-dict keys survive. What a forward method comp
 """
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,8 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
         return copy.deepcopy(model)
     args = () if isinstance(inputs, Mapping) else tuple(inputs)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    order = list(inspect.signature(model.forward).parameters)  # the network takes them in the model's order
+    kwargs = {name: kwargs[name] for name in sorted(kwargs, key=lambda n: order.index(n) if n in order else len(order))}
     exported = _export(model, args, kwargs)
     network = _Reader(model, exported).network([*args, *kwargs.values()])
     _check(model, network, args, kwargs)

@@ -16,7 +16,9 @@ class Budget(Settings):
     """
 
     label = "budget"
-    file: int | None = Field(default=None, gt=0, description='bytes of the artifact, "60 kB" (1000 B), "60 KiB" (1024 B)')
+    file: int | None = Field(
+        default=None, gt=0, description='bytes of the artifact, "60 kB" (1000 B), "60 KiB" (1024 B)'
+    )
     parameters: int | None = Field(default=None, gt=0, description='numbers in the network, "6.4k"')
     macs: int | None = Field(default=None, gt=0, description='multiply-accumulates of one sample on average, "1.5 M"')
     latency: float | None = Field(default=None, gt=0, description='one sample on one thread, "5 ms"')

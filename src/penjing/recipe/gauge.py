@@ -13,6 +13,7 @@ from torch import Tensor
 
 from penjing.artifact import inspect, load
 from penjing.graph import Network
+from penjing.graph.network import INPUT
 from penjing.measurement import (
     Answers,
     Latency,
@@ -141,9 +142,11 @@ class Gauge:
 
     def _save_samples(self) -> None:
         columns: list[list[Tensor]] = []
+        names = [node.name for node in load(self.baseline).nodes if node.op == INPUT]
         n = 0
         for batch in self.task.batches(self.task.valid):
-            columns.append([x[: N_SAMPLES - n].cpu() for x in (*batch.args, *batch.kwargs.values())])
+            inputs = [*batch.args, *(batch.kwargs[name] for name in names[len(batch.args) :])]
+            columns.append([x[: N_SAMPLES - n].cpu() for x in inputs])
             n += batch.size
             if n >= N_SAMPLES:
                 break

@@ -14,8 +14,10 @@ import copy
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -41,7 +43,7 @@ from penjing.recipe.recipe import NAME_PATTERN, Recipe, check_teachers, read_sta
 from penjing.recipe.table import summary_table
 from penjing.representation import named_weights, representations
 from penjing.shapes import Json
-from penjing.training import BASELINE, Journal, Stage, Task, Train, Workbench
+from penjing.training import BASELINE, Journal, Stage, Task, Train, Workbench, new_accelerator
 from penjing.training.checkpoint import load_state, write_atomically
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
@@ -58,10 +60,9 @@ class Run:
         budget: the limits checked on the final record.
     """
 
-    def __init__(self, folder: Path, report: Mapping[str, Any], keep_alive: object = None) -> None:
+    def __init__(self, folder: Path, report: Mapping[str, Any]) -> None:
         self.folder = folder
         self._report = dict(report)
-        self._keep_alive = keep_alive
         self.artifact = folder / report["artifact"]["path"]
         self.baseline = Record.from_json(report["baseline"])
         self.stages = [Record.from_json(stage) for stage in report["stages"]]
@@ -102,9 +103,13 @@ class Run:
         known = sorted(path.stem for path in (self.folder / "trainings").glob("*.safetensors"))
         if training not in known:
             raise SettingError(f'run: there is no training "{training}"; {nearest(training, known)}.')
-        kept: dict[int, dict[str, Tensor]] = load_state(self.folder / "trainings" / f"{training}.safetensors")["weights"]
+        kept: dict[int, dict[str, Tensor]] = load_state(self.folder / "trainings" / f"{training}.safetensors")[
+            "weights"
+        ]
         if step not in kept:
-            raise SettingError(f"run: {training} kept the weights of steps {sorted(kept)}, not of {step}; see keep_steps.")
+            raise SettingError(
+                f"run: {training} kept the weights of steps {sorted(kept)}, not of {step}; see keep_steps."
+            )
         return kept[step]
 
     def to_json(self) -> dict[str, Any]:
@@ -149,15 +154,26 @@ def compress(
     if not re.fullmatch(NAME_PATTERN, name):
         raise SettingError(f'compress: name must consist of letters, digits, "_", "-" and ".", got "{name}".')
     check_teachers(read)
-    accelerator = accelerator or Accelerator()
-    temporary = tempfile.TemporaryDirectory(prefix="penjing-") if out is None else None
-    shared = [temporary.name if temporary else str(out)]
+    accelerator = accelerator or new_accelerator()
+    if out is not None:
+        run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter or Silent(), recipe)
+        return Run(Path(out), run.go(model, resume=resume))
+    folder = _temporary_folder(accelerator)
+    try:
+        run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe)
+        done = Run(folder, run.go(model, resume=True))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(done, shutil.rmtree, folder, ignore_errors=True)
+    return done
+
+
+def _temporary_folder(accelerator: Accelerator) -> Path:
+    name = [tempfile.mkdtemp(prefix="penjing-") if accelerator.is_main_process else ""]
     if accelerator.num_processes > 1:
-        broadcast_object_list(shared)
-    folder = Path(shared[0])
-    run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe)
-    report = run.go(model, resume=resume or temporary is not None)
-    return Run(folder, report, temporary)
+        broadcast_object_list(name)
+    return Path(name[0])
 
 
 class _Running:
@@ -185,9 +201,10 @@ class _Running:
         example = self.task.example()
         network = trace(model, example.kwargs or example.args)
         if self.task.is_classification:  # labels that do not fit should stop a run before hours of training
+            first = next(self.task.batches(self.task.valid))
             with torch.no_grad():
-                answers = network.cpu().eval().all_answers(*example.args, **example.kwargs)
-            self.task.metric.score(answers[-1], example.labels)
+                answers = network.cpu().eval().all_answers(*first.args, **first.kwargs)
+            self.task.metric.score(answers[-1], first.labels)
         self._open(network, resume)
         journal = Journal(self.folder, self.accelerator)
         self.reporter.plan(sum(stage.planned_epochs() for stage in self.stages))

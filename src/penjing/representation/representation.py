@@ -90,5 +90,7 @@ def plain(network: Network) -> Network:
             if isinstance(value, Tensor):
                 value = value.detach().clone()
                 setattr(fresh, name, nn.Parameter(value) if name in fresh._parameters else value)
+            else:
+                setattr(fresh, name, None)
         set_module(dense, path, fresh.train(layer.training))
     return dense

@@ -1,6 +1,6 @@
 """Training: what the network is for (`Task`), one loop (`fit_`), what takes part in it (`Part`), and stages of recipes."""
 
-from penjing.training.fit import Fit, History, Schedule, device_named, fit_
+from penjing.training.fit import Fit, History, Schedule, device_named, fit_, new_accelerator
 from penjing.training.journal import Journal
 from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Part, over_exits
 from penjing.training.stage import BASELINE, Stage, Train, TrainedStage, Workbench
@@ -26,5 +26,6 @@ __all__ = [
     "Workbench",
     "device_named",
     "fit_",
+    "new_accelerator",
     "over_exits",
 ]

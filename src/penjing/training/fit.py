@@ -205,7 +205,7 @@ def fit_(
     Returns: losses and kept weights; the network is left in evaluation mode.
     Raises: TrainingError: NaN or infinite loss. DataError: the loader or the labels do not fit.
     """
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or new_accelerator()
     reporter = reporter or Silent()
     parts = [LearnFromLabels()] if parts is None else list(parts)
     finished = keep.with_name(keep.name + ".safetensors") if keep else None
@@ -334,6 +334,12 @@ def _optimizer(schedule: Schedule, groups: list[dict[str, Any]]) -> torch.optim.
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=schedule.lr)
+
+
+def new_accelerator(device: torch.device | None = None, precision: str = "no") -> Accelerator:
+    """Accelerate's place to compute: the device, or the best there is; several processes where torchrun started them."""
+    on_cpu = device.type == "cpu" if device is not None else not torch.accelerator.is_available()
+    return Accelerator(cpu=on_cpu, mixed_precision=precision)  # it looks for other processes on CPUs only when told cpu
 
 
 def device_named(name: str | None) -> torch.device | None:

@@ -184,7 +184,9 @@ class Train(TrainedStage):
 
     label: ClassVar[str] = "train"
     needs: ClassVar[tuple[str, ...]] = ("labels",)
-    keep_steps: tuple[int, ...] = Field(default=(0,), description="steps whose weights are kept, 0 for the initial ones")
+    keep_steps: tuple[int, ...] = Field(
+        default=(0,), description="steps whose weights are kept, 0 for the initial ones"
+    )
 
     def apply(self, bench: Workbench) -> None:
         bench.train(self.schedule(), self.parts(bench))

@@ -1,0 +1,206 @@
+"""What every stage promises; a new technique is checked by its line in a family's table."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from penjing.artifact import decode, encode
+from penjing.errors import PenjingError, SettingError
+from penjing.graph import Network, trace
+from penjing.measurement import count_parameters
+from penjing.recipe import STAGES, Recipe, read_stage
+from penjing.recipe.recipe import write_stage
+from penjing.training import BASELINE, Journal, Stage, Task, Workbench
+from penjing.training.progress import Silent
+from penjing.training.seeding import derive_seed, seed_everything
+
+SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "lr": 0.01}
+"""Settings for a quick test, for the stages that have them."""
+
+REFUSED = {
+    ("separable-convs", "separable-convs"): "none of the chosen layers can be replaced",
+    ("cluster", "separable-convs"): "its weight has a representation; separate before that",
+    ("cluster", "cluster"): "has a codebook already",
+}
+"""(first, second): orders that make no sense, and what the second one says."""
+
+
+def small(label: str, **more: Any) -> Stage:
+    settings = {key: value for key, value in SMALL.items() if key in STAGES[label].model_fields}
+    return STAGES[label](**(settings | more))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 1, 8, 8, generator=generator)
+    data = TensorDataset(x, x.mean((2, 3))[:, 0].mul(12).round().clamp(-1, 1).long() + 1)
+    return Task(DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, batch_size=48))
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+    ]
+    layers += [nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(54, 3)]
+    return trace(nn.Sequential(*layers), (torch.randn(2, 1, 8, 8),)).eval()
+
+
+def carry_out(network: Network, task: Task, stages: list[Stage], seed: int = 0, folder: Path | None = None) -> Network:
+    """As a run does, without measuring; what was decided and trained is kept in the folder."""
+    accelerator = Accelerator(cpu=True)
+    teachers: dict[str, nn.Module] = {BASELINE: copy.deepcopy(network)}
+    standing: dict[str, Any] = {}
+    for position, stage in enumerate(stages):
+        bench = Workbench(
+            copy.deepcopy(network),
+            task,
+            key=f"{position}-{stage.label}",
+            seed=seed,
+            journal=Journal(folder, accelerator),
+            accelerator=accelerator,
+            reporter=Silent(),
+            teachers=teachers,
+            standing=standing,
+        )
+        seed_everything(derive_seed(seed, bench.key))
+        before = dict(standing)
+        stage.apply(bench)
+        for again in before.values():
+            again(bench)
+        network = bench.network.eval()
+    return network
+
+
+@pytest.mark.parametrize("label", STAGES)
+def test_the_callers_model_is_untouched_and_a_seed_decides_everything(label: str, network: Network, task: Task) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    first = encode(carry_out(network, task, [small(label)]))
+    torch.rand(3)
+    assert encode(carry_out(network, task, [small(label)])) == first
+    assert encode(network) != first
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    if "epochs" in STAGES[label].model_fields:
+        assert encode(carry_out(network, task, [small(label)], seed=1)) != first
+
+
+@pytest.mark.parametrize("label", STAGES)
+def test_a_stage_is_the_same_in_python_in_yaml_and_by_name(label: str) -> None:
+    stage = small(label, name="mine")
+    text = yaml.safe_dump(write_stage(stage))
+    assert read_stage(yaml.safe_load(text)) == stage
+    assert read_stage(stage) is stage
+    assert read_stage(label) == STAGES[label]() == read_stage({label: None})
+    recipe = Recipe(data="digits", model="a:b", stages=[stage, label])
+    assert Recipe(**yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize("label", STAGES)
+def test_unknown_keys_and_changes_are_refused(label: str) -> None:
+    for key in STAGES[label].model_fields:
+        wrong = key + "x"
+        with pytest.raises(SettingError, match=f'{label}: there is no setting "{wrong}"; did you mean "{key}"'):
+            read_stage({label: {wrong: 1}})
+    with pytest.raises(ValueError, match="frozen"):
+        STAGES[label]().name = "other"
+
+
+@pytest.mark.parametrize("label", STAGES)
+def test_wrong_types_are_refused_where_they_are_made(label: str) -> None:
+    for key, info in STAGES[label].model_fields.items():
+        if info.annotation in (int, float, bool):
+            with pytest.raises(SettingError, match=f"{label}: {key}: input should be a valid"):
+                read_stage({label: {key: "many"}})
+
+
+@pytest.mark.parametrize("second", STAGES)
+@pytest.mark.parametrize("first", STAGES)
+def test_every_stage_after_every_other_and_the_result_survives_a_file(
+    first: str, second: str, network: Network, task: Task
+) -> None:
+    if (first, second) in REFUSED:
+        with pytest.raises(PenjingError, match=REFUSED[first, second]):
+            carry_out(network, task, [small(first), small(second)])
+        return
+    result = carry_out(network, task, [small(first), small(second)])
+    content = encode(result)
+    loaded = decode(content)
+    x = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        found, expected = loaded.all_answers(x), result.all_answers(x)
+        assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert torch.equal(loaded.route(x)[1], result.route(x)[1])
+    assert count_parameters(loaded) == count_parameters(result)
+    assert encode(decode(content, for_training=True)) == content  # nothing of how weights are written is lost
+
+
+def test_a_mask_stays_a_mask_and_a_codebook_a_codebook_under_later_stages(network: Network, task: Task) -> None:
+    """After clustering, training moves the values and pruning cuts the codes: still few different ones."""
+    result = carry_out(network, task, [small("cluster"), small("prune-channels"), small("distill")])
+    for path in ("0", "3", "7", "10"):
+        assert len(result.get_submodule(path).weight.unique()) <= 8
+    assert sum(p.numel() for _, p in result.named_parameters() if p.requires_grad) < 8 * 4 + 32 + 1
+
+
+def test_pruned_channels_shrink_the_file_and_the_layers(network: Network, task: Task) -> None:
+    result = carry_out(network, task, [small("prune-channels", sparsity=0.5, epochs=0)])
+    widths = [result.get_submodule(path).weight.shape[0] for path in ("0", "3", "7")]
+    assert sum(widths) == 10 and widths != [6, 8, 6]  # half of 20 channels, really gone
+    assert len(encode(result)) < 0.6 * len(encode(network))
+
+
+def test_magnitude_pruning_removes_the_smallest_rows(network: Network, task: Task) -> None:
+    stage = small("prune-channels", sparsity=0.5, rounds=1, epochs=0, score="magnitude", layers=("3",))
+    result = carry_out(network, task, [stage])
+    norms = network.get_submodule("3").weight.detach().flatten(1).norm(dim=1)
+    kept = norms.argsort(descending=True)[:4].sort().values
+    assert torch.equal(result.get_submodule("3").weight.detach(), network.get_submodule("3").weight.detach()[kept])
+    assert result.get_submodule("0").weight.shape[0] == 6
+
+
+def test_pruning_with_limits_that_leave_too_few_says_so(network: Network, task: Task) -> None:
+    bench_warnings: list[str] = []
+
+    class Loud(Silent):
+        def say(self, text: str) -> None:
+            bench_warnings.append(text)
+
+    accelerator = Accelerator(cpu=True)
+    bench = Workbench(
+        copy.deepcopy(network),
+        task,
+        key="1",
+        seed=0,
+        journal=Journal(None, accelerator),
+        accelerator=accelerator,
+        reporter=Loud(),
+        teachers={},
+        standing={},
+    )
+    small("prune-channels", sparsity=0.9, rounds=1, epochs=0, keep_at_least=5).apply(bench)
+    assert any("only" in text and "every layer keeps 5" in text for text in bench_warnings) and bench.warnings
+    assert min(layer.weight.shape[0] for layer in map(bench.network.get_submodule, ("0", "3", "7"))) == 5
+
+
+@pytest.mark.parametrize("label", STAGES)
+def test_what_comes_after_a_finished_stage_is_the_same_when_the_stage_is_only_read(
+    label: str, network: Network, task: Task, tmp_path: Path
+) -> None:
+    """A run that was stopped in the second stage."""
+    stages = [small(label), small("train")]
+    whole = encode(carry_out(network, task, stages, folder=tmp_path))
+    (tmp_path / "trainings" / "1-train.safetensors").unlink()
+    assert encode(carry_out(network, task, stages, folder=tmp_path)) == whole
