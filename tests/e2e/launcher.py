@@ -41,9 +41,8 @@ if __name__ == "__main__":
     for place, value in patches():
         module, _, name = place.rpartition(".")
         setattr(importlib.import_module(module), name, value)
-    from penjing.cli import main
-
     import penjing.cli.running  # noqa: F401
+    from penjing.cli import main
 
     gc.freeze()  # as in the tests: quicker
     main()

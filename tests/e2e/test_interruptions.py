@@ -116,3 +116,14 @@ def test_two_processes_make_one_artifact(tmp_path: Path) -> None:
     assert report["baseline"]["accuracy"]["correct"] > 90
     with torch.no_grad():
         assert load(tmp_path / "out" / "pair.pj")(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_network_that_does_not_fit_its_data_is_one_line_without_torchs_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(100, 10))\n"
+    )
+    words = ["--model", "own:net", "--dataset", "digits", "--stage", "train"]
+    process = start(tmp_path, *words)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(said.strip().splitlines()) == 1 and said.startswith('error trace: layer "2" (Linear)')

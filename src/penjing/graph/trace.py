@@ -77,7 +77,8 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
     shapes = torch.export.ShapesCollection()  # by tensor, because forward may take *args
     for x in (*arguments, *keywords.values()):
         shapes[x] = {0: torch.export.Dim.AUTO}
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    for name in ("torch.export", "torch._subclasses.fake_tensor"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they have to say is in the error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -86,7 +87,7 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(
-            f"trace: {_innermost(frozen, error)} could not be read by torch.export: {reason}. "
+            f"trace: {_innermost(frozen, error)} could not be read by torch.export: {reason.rstrip('.')}. "
             "The forward method must not branch on the data, and the example batch must fit it."
         ) from error
 
