@@ -95,7 +95,7 @@ def demo(
     from penjing.cli.running import demo_recipe, run_recipe
 
     _under_way.append(out)
-    run_recipe(demo_recipe(), data=None, out=out, seed=seed, resume=resume, threads=1)
+    run_recipe(demo_recipe(), data=None, out=out, seed=seed, resume=resume)
 
 
 @app.command()
@@ -138,7 +138,8 @@ def run(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads for training.", min=1, show_default="what torch takes")
+        int | None,
+        typer.Option(help="Threads for training.", min=1, show_default="the recipe's, else what torch takes"),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")

@@ -101,6 +101,7 @@ class Recipe(Settings):
     model: dict[str, Any] = Field(description="package.module:function or a .pj file, or {function: ..., settings}")
     stages: tuple[Any, ...] = Field(min_length=1, description="in order, see `penjing stages`")
     budget: Budget | None = Field(default=None, description="limits")
+    threads: int | None = Field(default=None, ge=1, description="for training; small networks are fastest with 1")
 
     @field_validator("data", mode="before")
     @classmethod
@@ -131,9 +132,8 @@ class Recipe(Settings):
         """The recipe as data again; `Recipe(**recipe.to_data())` is the same recipe."""
         budget = self.budget.model_dump(exclude_none=True) if self.budget else None
         stages = [write_stage(stage) for stage in self.stages]
-        return {"name": self.name, "data": self.data, "model": self.model, "stages": stages} | (
-            {"budget": budget} if budget else {}
-        )
+        content = {"name": self.name, "data": self.data, "model": self.model, "stages": stages}
+        return content | ({"budget": budget} if budget else {}) | ({"threads": self.threads} if self.threads else {})
 
     def to_yaml(self) -> str:
         """The recipe as YAML."""
