@@ -141,8 +141,9 @@ def run_recipe(
     chosen = device_named(device)
     if chosen is not None and chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if (threads or recipe.threads) is not None:
-        torch.set_num_threads(threads or recipe.threads)
+    threads = threads or recipe.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     if (out / "run.json").exists() and not resume:
         raise RunError(f"{out}: holds a run already. Go on with --resume, or choose another --out.")
     accelerator = new_accelerator(chosen, precision)
