@@ -180,3 +180,9 @@ def test_settings_change_by_path() -> None:
     ):
         with pytest.raises(SettingError, match=words):
             recipe_from(path, None, None, [], [change])
+
+
+def test_a_recipe_keeps_its_number_of_threads() -> None:
+    content = {"data": "digits", "model": "penjing.models:plain_cnn", "stages": ["train"], "threads": 1}
+    assert Recipe(**Recipe(**content).to_data()).threads == 1
+    assert "threads" not in Recipe(**{**content, "threads": None}).to_data()
