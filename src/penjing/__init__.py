@@ -18,22 +18,27 @@ from penjing.version import __version__
 
 if TYPE_CHECKING:
     from penjing.architecture import SeparableConvs
-    from penjing.artifact import inspect, load
+    from penjing.artifact import Networks, inspect, load, load_into, load_networks, open_artifact, save
     from penjing.distillation import Distill
     from penjing.dynamic import EarlyExits
     from penjing.errors import PenjingError
     from penjing.graph import Network, trace
     from penjing.measurement import bench
     from penjing.objective import soft_target_loss
-    from penjing.pruning import PruneChannels
+    from penjing.pruning import PruneChannels, Pruned, prune_channels
     from penjing.quantization import Cluster
     from penjing.recipe import Budget, Recipe, Run, compress, read_recipe
     from penjing.training import Batch, Metric, Part, Stage, Task, Train, fit_
 
 _HOME = {
     "SeparableConvs": "architecture",
+    "Networks": "artifact",
     "inspect": "artifact",
     "load": "artifact",
+    "load_into": "artifact",
+    "load_networks": "artifact",
+    "open_artifact": "artifact",
+    "save": "artifact",
     "Distill": "distillation",
     "EarlyExits": "dynamic",
     "PenjingError": "errors",
@@ -42,6 +47,8 @@ _HOME = {
     "bench": "measurement",
     "soft_target_loss": "objective",
     "PruneChannels": "pruning",
+    "Pruned": "pruning",
+    "prune_channels": "pruning",
     "Cluster": "quantization",
     "Budget": "recipe",
     "Recipe": "recipe",
@@ -65,9 +72,11 @@ __all__ = [
     "EarlyExits",
     "Metric",
     "Network",
+    "Networks",
     "Part",
     "PenjingError",
     "PruneChannels",
+    "Pruned",
     "Recipe",
     "Run",
     "SeparableConvs",
@@ -80,7 +89,12 @@ __all__ = [
     "fit_",
     "inspect",
     "load",
+    "load_into",
+    "load_networks",
+    "open_artifact",
+    "prune_channels",
     "read_recipe",
+    "save",
     "soft_target_loss",
     "trace",
 ]

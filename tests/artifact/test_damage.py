@@ -12,7 +12,7 @@ import torch
 import zstandard
 from torch import nn
 
-from penjing.artifact import container, decode, encode, manifest
+from penjing.artifact import container, decode, encode, manifest, modules
 from penjing.artifact.codecs.plain import DTYPES
 from penjing.artifact.manifest import write_graph
 from penjing.artifact.values import read_value, write_value
@@ -91,7 +91,7 @@ def _check_sound(network: Network) -> None:
     """Every tensor has the shape that its layer's settings declare."""
     for layer in network.layers().values():
         with torch.device("meta"):
-            kind = manifest.MODULES[str(manifest.kind_of(layer))]
+            kind = modules.MODULES[str(modules.kind_of(layer))]
             fresh = kind.build(kind.describe(layer))
         for name, expected in [*fresh._parameters.items(), *fresh._buffers.items()]:
             if expected is not None:
@@ -250,7 +250,7 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = ".".join("a" * 1500)
     nodes = [Node("x", INPUT), Node("n", MODULE, ("x",), deep), Node("y", OUTPUT, ("n",))]
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "_MAX_DEPTH", 10_000)
+        patch.setattr(modules, "_MAX_DEPTH", 10_000)
         graph = write_graph(Network(nodes, {deep: nn.ReLU()}, [(2,)]))
     with pytest.raises(ArtifactError, match="without a proper path"):
         decode(_file(graph, b""))

@@ -14,7 +14,7 @@ from click.testing import Result
 
 from penjing.artifact import load
 from penjing.data import digits
-from penjing.training.checkpoint import write_atomically
+from penjing.files import write_atomically
 
 Say = Callable[..., Result]
 

@@ -1,8 +1,8 @@
 """Surgery: the smaller network computes what the larger one does without the removed channels."""
 
-import copy
-from collections import defaultdict
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from penjing.errors import SurgeryError
 from penjing.graph import (
-    Channel,
-    Group,
     Network,
     Node,
     channel_groups,
@@ -132,45 +130,27 @@ def networks(draw: st.DrawFn) -> Network:
     return _shaken(build.network(build.layer(nn.Linear(4, 2), build.op("relu", hidden)))).eval()
 
 
-def _some(groups: Sequence[Group], draw: st.DrawFn) -> list[Channel]:
-    """Channels to remove; each group keeps one."""
-    chosen: list[Channel] = []
-    for group in groups:
-        n = draw(st.integers(0, len(group.channels) - 1))
-        order = draw(st.permutations(range(len(group.channels))))
-        chosen += [group.channels[i] for i in order[:n]]
-    return chosen
-
-
-def _zeroed(network: Network, channels: Sequence[Channel]) -> Network:
-    """The network whose consumers do not hear the channels: the columns that read them are zero."""
-    silent = copy.deepcopy(network)
-    columns: dict[str, list[int]] = defaultdict(list)
-    for channel in channels:
-        for slot in channel:
-            if slot.role == "in":
-                columns[slot.path].append(slot.index)
-    with torch.no_grad():
-        for path, indices in columns.items():
-            silent.get_submodule(path).weight[:, indices] = 0
-    return silent
-
-
 def _inputs(network: Network, n: int = 3) -> list[Tensor]:
     return [torch.randn(n, *shape, dtype=torch.float64) for shape in network.input_shapes]
 
 
 @settings(max_examples=120)
-@given(networks(), st.data())
-def test_small_network_is_the_large_one_without_the_channels(network: Network, data: st.DataObject) -> None:
+@given(network=networks(), data=st.data())
+def test_small_network_is_the_large_one_without_the_channels(
+    network: Network, data: st.DataObject, some: Callable, silenced: Callable
+) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    chosen = _some(channel_groups(network).groups, data.draw)
-    assert prove_removal(network, chosen) <= 1e-9
-    small = remove_channels(network, chosen)
+    grouping = channel_groups(network)
+    chosen = some(grouping.groups, data.draw)
+    removal = grouping.removal(chosen)
+    assert removal.n_channels == sum(map(len, chosen.values()))
+    assert not removal.survivors
+    assert prove_removal(network, removal).error <= 1e-9
+    small = remove_channels(network, removal)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     if chosen:
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in network.parameters())
-    large, small = _zeroed(network, chosen).double(), small.double()
+    large, small = silenced(network, grouping, chosen).double(), small.double()
     inputs = _inputs(network)
     for expected, found in zip(large.all_answers(*inputs), small.all_answers(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -180,12 +160,18 @@ def test_small_network_is_the_large_one_without_the_channels(network: Network, d
 @given(networks())
 def test_every_producer_is_in_a_group_or_kept_for_a_reason(network: Network) -> None:
     grouping = channel_groups(network)
-    produced = {slot.path for g in grouping.groups for c in g.channels for slot in c if slot.role == "out"}
+    produced = {path for group in grouping.groups for path in group.producers}
     for path, layer in network.layers().items():
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups < layer.in_channels):
             assert path in produced or grouping.kept[path]
-    slots = [slot for g in grouping.groups for c in g.channels for slot in c]
-    assert len(slots) == len(set(slots))
+    cells = [
+        (place.path, place.name, place.dim, index)
+        for group in grouping.groups
+        for place in group.places
+        for index in place.indices.tolist()
+    ]
+    assert len(cells) == len(set(cells))
+    assert len({group.name for group in grouping.groups}) == len(grouping.groups)
 
 
 def test_groups_of_a_shortcut_and_a_concatenation() -> None:
@@ -196,13 +182,18 @@ def test_groups_of_a_shortcut_and_a_concatenation() -> None:
     c = build.layer(nn.Conv2d(3, 2, 1), "x0", "c")
     joined = build.op("flatten", build.op("concat", both, c, dim=1), start_dim=1)
     grouping = channel_groups(build.network(build.layer(nn.Linear(6 * SIDE**2, 2), joined, "head")))
-    groups = {g.name: g for g in grouping.groups}
-    assert {name: len(g.channels) for name, g in groups.items()} == {"a + b": 4, "c": 2}
-    assert groups["a + b"].layers == ["a", "b", "head", "norm"]
-    assert groups["a + b"].producers == ["a", "b"]
-    columns = [slot.index for slot in groups["c"].channels[1] if slot.path == "head"]
-    assert columns == list(range(5 * SIDE**2, 6 * SIDE**2))
+    assert {g.name: g.n_channels for g in grouping.groups} == {"a + b": 4, "c": 2}
+    assert set(grouping.group("a + b").layers) == {"a", "b", "head", "norm"}
+    assert grouping.group("a + b").producers == ("a", "b")
+    (place,) = (p for p in grouping.group("c").places if p.path == "head")
+    assert place.dim == 1
+    assert not place.produces
+    assert place.indices[place.channels == 1].tolist() == list(range(5 * SIDE**2, 6 * SIDE**2))
     assert grouping.kept == {"head": "it is an output of the network"}
+    with pytest.raises(SurgeryError, match=r'no group "b"; Known: a \+ b, c'):
+        grouping.group("b")
+    with pytest.raises(SurgeryError, match=r'"c" has the channels 0 to 1, got \[2\]'):
+        grouping.removal({"c": [2]})
 
 
 def test_one_weight_for_two_inputs_keeps_them_together() -> None:
@@ -212,11 +203,11 @@ def test_one_weight_for_two_inputs_keeps_them_together() -> None:
     mixed = [build.layer(nn.Conv2d(4, 5, 1), each, "shared") for each in normed]
     pooled = build.op("mean", build.op("concat", *mixed, dim=1), dims=(2, 3), keepdim=False)
     network = _shaken(build.network(build.layer(nn.Linear(10, 2), pooled, "head")))
-    groups = {g.name: g for g in channel_groups(network).groups}
-    assert {name: len(g.channels) for name, g in groups.items()} == {"a + b": 4, "shared": 5}
-    chosen = [groups["a + b"].channels[2], groups["shared"].channels[0]]
-    assert prove_removal(network, chosen) <= 1e-9
-    small = remove_channels(network, chosen)
+    grouping = channel_groups(network)
+    assert {g.name: g.n_channels for g in grouping.groups} == {"a + b": 4, "shared": 5}
+    removal = grouping.removal({"a + b": [2], "shared": [0]})
+    assert prove_removal(network, removal).error <= 1e-9
+    small = remove_channels(network, removal)
     assert small.get_submodule("shared").weight.shape == (4, 3, 1, 1)
     assert small.get_submodule("head").in_features == 8
 
@@ -229,48 +220,49 @@ def test_an_activation_called_twice_ties_nothing() -> None:
     assert [g.name for g in groups] == ["a", "b"]
 
 
-def test_grouped_convolutions_stay_whole_and_say_why() -> None:
-    build = Builder((3, SIDE, SIDE))
-    a = build.layer(nn.Conv2d(3, 4, 1), "x0", "a")
-    b = build.layer(nn.Conv2d(4, 6, 3, groups=2), a, "b")
-    pooled = build.op("mean", b, dims=(2, 3), keepdim=False)
-    grouping = channel_groups(build.network(build.layer(nn.Linear(6, 2), pooled, "head")))
-    assert grouping.groups == ()
-    assert grouping.kept["a"] == "the grouped convolution b reads it"
-
-
-def test_what_mixes_channels_stays_whole() -> None:
-    for op, constants in (
-        ("softmax", {"dim": 1}),
-        ("mean", {"dims": (1,), "keepdim": True}),
-        ("concat", {"dim": 2}),
+def test_what_mixes_channels_stays_whole_and_says_why() -> None:
+    for op, constants, reason in (
+        ("softmax", {"dim": 1}, r"n2 \(softmax\) runs along it"),
+        ("local_response_norm", {"size": 3, "alpha": 1.0, "beta": 0.5, "k": 1.0}, "mixes channels"),
+        ("concat", {"dim": 2}, "it is an output"),
     ):
         build = Builder((3, SIDE, SIDE))
         mixed = build.op(op, build.layer(nn.Conv2d(3, 4, 1), "x0", "a"), **constants)
         grouping = channel_groups(build.network(build.op("flatten", mixed, start_dim=1)))
         assert grouping.groups == ()
-        assert "mixes channels" in grouping.kept["a"]
+        assert re.search(reason, grouping.kept["a"])
 
 
-def test_linear_along_another_dimension_is_left_alone() -> None:
+def test_a_mean_over_channels_is_over_those_that_stay() -> None:
+    build = Builder((3, SIDE, SIDE))
+    mean = build.op("mean", build.layer(nn.Conv2d(3, 4, 1), "x0", "a"), dims=(1,), keepdim=True)
+    network = build.network(mean)
+    grouping = channel_groups(network)
+    removal = grouping.removal({"a": [0, 2]})
+    assert prove_removal(network, removal).changed == (mean,)
+    x = torch.randn(2, 3, SIDE, SIDE)
+    expected = network.get_submodule("a")(x)[:, [1, 3]].mean(1, keepdim=True)
+    torch.testing.assert_close(remove_channels(network, removal)(x), expected)
+
+
+def test_linear_along_another_dimension_locks_it_alone() -> None:
     build = Builder((3, SIDE, 8))
     a = build.layer(nn.Conv2d(3, 4, 1), "x0", "a")
     mixed = build.op("add", a, build.layer(nn.Linear(8, 8), a, "along"))
-    pooled = build.op("mean", mixed, dims=(1, 2, 3), keepdim=False)
-    grouping = channel_groups(build.network(pooled))
-    assert grouping.groups == ()
-    assert grouping.kept["a"] == "along reads it along another dimension"
+    pooled = build.op("sum", mixed, dims=(2, 3), keepdim=False)
+    grouping = channel_groups(build.network(build.layer(nn.Linear(4, 2), pooled, "head")))
+    assert {g.name: g.n_channels for g in grouping.groups} == {"a": 4}
+    assert "has no channels to lose" in grouping.kept["along"]
 
 
 def test_the_last_channel_cannot_go() -> None:
     build = Builder((3, SIDE, SIDE))
     pooled = build.op("mean", build.layer(nn.Conv2d(3, 4, 1), "x0", "a"), dims=(2, 3), keepdim=False)
     network = build.network(build.layer(nn.Linear(4, 2), pooled, "head"))
-    (group,) = channel_groups(network).groups
-    for function in (remove_channels, prove_removal):
-        with pytest.raises(SurgeryError, match="all 4 channels of a would be removed; leave it at least one"):
-            function(network, group.channels)
-    assert remove_channels(network, group.channels[1:]).get_submodule("a").out_channels == 1
+    grouping = channel_groups(network)
+    with pytest.raises(SurgeryError, match="all 4 channels of a would be removed; leave it at least one"):
+        grouping.removal({"a": [0, 1, 2, 3]})
+    assert remove_channels(network, grouping.removal({"a": [1, 2, 3]})).get_submodule("a").out_channels == 1
 
 
 def test_an_unsound_removal_is_not_proved() -> None:
@@ -278,17 +270,17 @@ def test_an_unsound_removal_is_not_proved() -> None:
     a = build.layer(nn.Conv2d(3, 4, 1), "x0", "a")
     pooled = build.op("mean", build.layer(nn.BatchNorm2d(4), a, "norm"), dims=(2, 3), keepdim=False)
     network = build.network(build.layer(nn.Linear(4, 2), pooled, "head"))
-    (group,) = channel_groups(network).groups
-    first, second = group.channels[:2]
-    crossed = tuple(sorted([*[s for s in first if s.path == "head"], *[s for s in second if s.path != "head"]]))
+    grouping = channel_groups(network)
+    first, second = (grouping.removal({"a": [k]}) for k in (0, 1))
+    crossed = [two if one.path == "head" else one for one, two in zip(first.slices, second.slices, strict=True)]
     with pytest.raises(SurgeryError, match="differs from the one with them forced to zero"):
-        prove_removal(network, [crossed])
+        prove_removal(network, replace(first, slices=tuple(crossed)))
     with pytest.raises(SurgeryError, match="cannot be computed"):
-        prove_removal(network, [tuple(s for s in first if s.path != "head")])
+        prove_removal(network, replace(first, slices=tuple(s for s in first.slices if s.path != "head")))
     with torch.no_grad():
         network.get_submodule("head").weight[0, 3] = float("nan")
     with pytest.raises(SurgeryError, match="by nan relative"):
-        prove_removal(network, [first])
+        prove_removal(network, first)
 
 
 def test_representations_are_cut_with_their_layer() -> None:
@@ -298,9 +290,9 @@ def test_representations_are_cut_with_their_layer() -> None:
     a, head = network.get_submodule("a"), network.get_submodule("head")
     represent_(a, "weight", Mask(torch.rand(6, 3, 3, 3) < 0.5))
     represent_(head, "weight", Codebook(torch.randint(0, 4, (2, 6)), torch.randn(4)))
-    chosen = [channel_groups(network).groups[0].channels[i] for i in (1, 4)]
-    prove_removal(network, chosen)
-    small = remove_channels(network, chosen)
+    removal = channel_groups(network).removal({"a": [1, 4]})
+    prove_removal(network, removal)
+    small = remove_channels(network, removal)
     keep = [0, 2, 3, 5]
     assert torch.equal(small.get_submodule("a").weight, a.weight[keep])
     assert torch.equal(small.get_submodule("head").weight, head.weight[:, keep])
@@ -312,7 +304,7 @@ def test_a_foreign_parametrization_is_refused() -> None:
     hidden = build.layer(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), "x0", "a")
     network = build.network(build.layer(nn.Linear(4, 2), hidden, "head"))
     with pytest.raises(SurgeryError, match="_WeightNorm of weight has no method sliced"):
-        remove_channels(network, [channel_groups(network).groups[0].channels[0]])
+        remove_channels(network, channel_groups(network).removal({"a": [0]}))
 
 
 @settings(max_examples=60)

@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from penjing.errors import RunError
+from penjing.files import write_atomically
 from penjing.training import Journal
-from penjing.training.checkpoint import load_state, save_state, write_atomically
+from penjing.training.checkpoint import load_state, save_state
 
 
 def test_nested_state_comes_back_bit_for_bit(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network, replace_node, select
-from penjing.graph.ops import kind_of
+from penjing.graph.modules import kind_of
 from penjing.training import Stage, Workbench
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hardswish": nn.Hardswish, "silu": nn.SiLU}

@@ -38,7 +38,8 @@ def inspect(path: str | Path) -> list[Row]:
     Raises: ArtifactError: not a sound artifact.
     """
     anatomy = dissect(path)
-    shares = _shares([entry.decoded.stream_bits for entry in anatomy.tensors], anatomy.stream_bytes)
+    bits = [entry.decoded.stream_bits if entry.same_as is None else 0.0 for entry in anatomy.tensors]
+    shares = _shares(bits, anatomy.stream_bytes)
     rows = [_rest("graph", anatomy.graph_bytes)]
     rows += [_row(entry, share) for entry, share in zip(anatomy.tensors, shares, strict=True)]
     unshared = anatomy.stream_bytes - sum(shares)
@@ -55,11 +56,11 @@ def _row(entry: TensorEntry, share: int) -> Row:
         else str(decoded.value.dtype).removeprefix("torch.")
     )
     return Row(
-        f"{entry.path}.{entry.name}",
+        entry.slot.name,
         tuple(decoded.value.shape),
         n,
         float((decoded.value != 0).double().mean()) if n else None,
-        f"{kind}, {decoded.coder}",
+        f"{kind}, {decoded.coder}" if entry.same_as is None else "same as one above",
         8 * size / n if n else None,
         decoded.entropy_bits / n if decoded.entropy_bits is not None and n else None,
         size,

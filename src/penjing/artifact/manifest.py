@@ -1,29 +1,72 @@
 """The graph as bytes: inputs, nodes, and the settings of the modules they call. About two bytes a node.
 
-Modules come in the order in which nodes first call them, so a node says only "the next one". A module is the number of its
-kind in `graph.ops.MODULES` and the settings that differ from the defaults. An operation is its number in
-`graph.ops.OPERATIONS` and its settings in order. Inputs of a node are distances back in the list of nodes.
-Reading builds modules on the meta device: nothing is allocated, nothing executed, nothing that is not in the tables exists.
+After the number of records come the records, each with a code of `CODES`:
+
+    2 * code + 1        varint; without the 1 the inputs are what is usual: the record before, or none where the operation
+                        takes none
+    n d d ...           with the 1: the number of inputs, and for each how many records back it is
+    the rest            see below; strings, values, forms and modules as in `values`, `forms`, `modules`
+
+    module              the next module
+    call again          number of a module that was there before; in another network it has the same path
+    call as             number of a module that was there before, and another path for it; counts as a module
+    exit                threshold
+    output              nothing
+    formed output       the structure of the answer
+    input               name, shape
+    typed input         name; sizes in the example that are new here, as a tuple, for the symbols from the next number on;
+                        shape, which may have a `Size`; dtype, low and high, each None where it is not given
+    tensor              path; 0 for a parameter, 1 for a buffer, each with its shape, 2 for what a module or a record before has
+    entry               name: a network of its own begins; all of a file begin so, or none
+    an operation        its settings in order
+
+Symbol 0 is the size of the batch; each network numbers its own. Modules are on the meta device after reading: nothing is
+allocated, nothing executed, nothing that is not in the tables exists. All is packed by deflate where that is shorter.
+
+The first format, that of penjing 0.1.0, had the codes before "tensor"; what it can say is still written as it wrote it.
 """
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from penjing.artifact.values import read_string, read_value, write_string, write_value
+from penjing.artifact.forms import read_form, write_form
+from penjing.artifact.modules import fresh, known_kind, read_module, read_path, write_module, write_path
+from penjing.artifact.networks import by_name
+from penjing.artifact.slots import slots
+from penjing.artifact.values import MAX_SYMBOLS, read_string, read_value, write_string, write_value
 from penjing.entropy import ByteReader, ByteWriter
-from penjing.errors import ArtifactError, TraceError
-from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, Network, Node
-from penjing.graph.ops import MODULES, OPERATIONS, kind_of
+from penjing.errors import ArtifactError, PenjingError, TraceError
+from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, tensor_at
+from penjing.graph.ops import DTYPES, OPERATIONS
+from penjing.graph.sizes import BATCH, FUNCTIONS, Size, resolve
 
-_KINDS = list(MODULES)
-_OPERATIONS = list(OPERATIONS)
-_CONTROL = [MODULE, "call again", EXIT, OUTPUT, INPUT]
-_MAX_NODES, _MAX_NODE_INPUTS, _MAX_DEPTH, _MAX_MANIFEST = 1 << 14, 4096, 32, 1 << 21
-_MAX_EXITS, _MAX_INPUT_ELEMENTS = 256, 1 << 28
+_AGAIN, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT, _ENTRY = (
+    "call again",
+    "call as",
+    "typed input",
+    "formed output",
+    "entry",
+)
+_N_FIRST = 22
+CODES = (
+    *(MODULE, _AGAIN, EXIT, OUTPUT, INPUT),
+    *list(OPERATIONS)[:_N_FIRST],
+    *(TENSOR, _ENTRY, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT),
+    *list(OPERATIONS)[_N_FIRST:],
+)
+"""What a record may be. Their order is the file format: only append."""
+_NUMBER = {code: number for number, code in enumerate(CODES)}
+_PARAMETER, _BUFFER, _KNOWN = range(3)
+_TYPE_SETTINGS = ("dtype", "low", "high")
+
+_MAX_NODES, _MAX_NODE_INPUTS, _MAX_MANIFEST = 1 << 14, 4096, 1 << 21
+_MAX_EXITS, _MAX_INPUT_ELEMENTS, _MAX_DIM = 256, 1 << 28, 1 << 31
+_MAX_TENSORS, _MAX_TENSOR_ELEMENTS = 1 << 16, 1 << 48
 _DICTIONARY = (
     b"downsample.0.layer1.layer2.layer3.layer4.blocks.features.classifier.backbone.encoder.conv1.conv2.conv3.bn1.bn2."
     b"norm1.norm2.linear.fc.0.1.2.3.4.5.6.7.8.9.10.11.12.shortcut.exits.0.linear\x01x"
@@ -32,51 +75,28 @@ _DICTIONARY = (
 """What deflate may refer back to from the first byte on. Part of format version 1."""
 
 
-def write_graph(network: Network) -> bytes:
-    """The network's structure; weights are not part of it.
+def write_graph(network: Network | Mapping[str, Network]) -> bytes:
+    """The structure of a network, or of several by name; weights are not part of it.
 
-    Raises: TraceError: a module that may not travel, or a network that is too large for the format.
+    Raises: TraceError: a module that may not travel, a setting that the operation does not have, or networks that are too
+        large for the format. ArtifactError: a setting or name that cannot be written.
     """
-    if (
-        len(network.nodes) > _MAX_NODES
-        or len(network.exits) > _MAX_EXITS
-        or any(len(node.inputs) > _MAX_NODE_INPUTS for node in network.nodes)
-    ):
+    networks = by_name(network)
+    nodes = [node for net in networks.values() for node in net.nodes]
+    n_exits, n_records = sum(node.op == EXIT for node in nodes), len(nodes) + len(networks) * ("" not in networks)
+    if n_records > _MAX_NODES or n_exits > _MAX_EXITS or any(len(node.inputs) > _MAX_NODE_INPUTS for node in nodes):
         raise TraceError(
             f"artifact: a file holds at most {_MAX_NODES} nodes with {_MAX_NODE_INPUTS} inputs each and {_MAX_EXITS} exits;"
-            f" this network has {len(network.nodes)} nodes and {len(network.exits)} exits."
+            f" this network has {n_records} nodes and {n_exits} exits."
         )
-    writer = ByteWriter()
-    paths: dict[str, int] = {}
-    writer.uvarint(len(network.nodes))
-    positions = {node.name: position for position, node in enumerate(network.nodes)}
-    shapes = iter(network.input_shapes)
-    for position, node in enumerate(network.nodes):
-        distances = [position - positions[name] for name in node.inputs]
-        chained = distances == [1]
-        again = node.op == MODULE and node.path in paths
-        number = _CONTROL.index("call again" if again else node.op) if node.op in _CONTROL else None
-        if number is None:
-            number = len(_CONTROL) + _OPERATIONS.index(node.op)
-        writer.uvarint(2 * number + (0 if chained else 1))
-        if not chained:
-            writer.uvarint(len(distances))
-            for distance in distances:
-                writer.uvarint(distance)
-        if node.op == INPUT:
-            write_string(writer, node.name)
-            write_value(writer, _shape(next(shapes)))
-        elif again:
-            writer.uvarint(paths[node.path])
-        elif node.op == MODULE:
-            paths[node.path] = len(paths)
-            _write_module(writer, node.path, network.get_submodule(node.path))
-        elif node.op == EXIT:
-            write_value(writer, float(node.settings["threshold"]))
-        elif node.op != OUTPUT:
-            for name in OPERATIONS[node.op].settings:
-                write_value(writer, node.settings[name])
-    content = writer.finish()
+    writer = _Writer()
+    writer.to.uvarint(n_records)
+    for name, net in networks.items():
+        if name:
+            writer.start(_ENTRY, [])
+            write_string(writer.to, name)
+        writer.network(net)
+    content = writer.to.finish()
     if len(content) > _MAX_MANIFEST:
         raise TraceError(f"artifact: the graph takes {len(content)} bytes; at most {_MAX_MANIFEST} are possible.")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
@@ -84,8 +104,8 @@ def write_graph(network: Network) -> bytes:
     return b"\x01" + packed if len(packed) < len(content) else b"\x00" + content
 
 
-def read_graph(data: bytes) -> Network:
-    """The network with its modules on the meta device.
+def read_graph(data: bytes) -> dict[str, Network]:
+    """The networks by name, with all tensors on the meta device; the one of a file without names is called "".
 
     Raises: ArtifactError: anything that `write_graph` would not have written.
     """
@@ -93,124 +113,286 @@ def read_graph(data: bytes) -> Network:
     n = reader.uvarint()
     if n > _MAX_NODES:
         raise ArtifactError(f"artifact: the graph has {n} nodes; at most {_MAX_NODES} are possible.")
-    nodes: list[Node] = []
-    modules: dict[str, nn.Module] = {}
-    shapes: list[tuple[int, ...]] = []
-    paths: list[str] = []
-    taken: set[str] = set()
-    for position in range(n):
-        number, chained = divmod(reader.uvarint(), 2)
-        n_inputs = reader.uvarint() if chained else 1
-        if n_inputs > _MAX_NODE_INPUTS:
-            raise ArtifactError(f"artifact: a node has {n_inputs} inputs; at most {_MAX_NODE_INPUTS} are possible.")
-        distances = [reader.uvarint() for _ in range(n_inputs)] if chained else [1]
-        if any(not 1 <= d <= position for d in distances):
-            raise ArtifactError("artifact: a node of the graph refers to one that is not before it.")
-        inputs = tuple(nodes[position - d].name for d in distances)
-        if number >= len(_CONTROL) + len(_OPERATIONS):
-            raise ArtifactError("artifact: the graph has an operation that this version of penjing does not know.")
-        op = _CONTROL[number] if number < len(_CONTROL) else _OPERATIONS[number - len(_CONTROL)]
-        node = _read_node(reader, op, position, inputs, modules, paths, shapes)
-        while op != INPUT and node.name in taken:  # inputs have names of the user's
-            node = replace(node, name=node.name + "_")
-        taken.add(node.name)
-        nodes.append(node)
-    if sum(node.op == EXIT for node in nodes) > _MAX_EXITS:
+    graph = _Reader(reader)
+    for _ in range(n):
+        graph.record()
+    if reader.n_left:
+        raise ArtifactError(f"artifact: {reader.n_left} bytes are left over after the graph.")
+    if sum(record.op == EXIT for draft in graph.drafts.values() for record in draft.records) > _MAX_EXITS:
         raise ArtifactError(f"artifact: the graph has more than {_MAX_EXITS} exits.")
     try:
-        return Network(nodes, modules, shapes)
-    except (TraceError, KeyError) as error:
+        found = {name: draft.network() for name, draft in (graph.drafts or {"": _Draft()}).items()}
+        by_name(found.get("", found))
+        slots(found)
+    except ArtifactError:
+        raise
+    except (PenjingError, KeyError) as error:
         raise ArtifactError(f"artifact: the graph is not sound ({error}).") from None
+    return found
 
 
-def _read_node(
-    reader: ByteReader,
-    op: str,
-    position: int,
-    inputs: tuple[str, ...],
-    modules: dict[str, nn.Module],
-    paths: list[str],
-    shapes: list[tuple[int, ...]],
-) -> Node:
-    name = f"{op.replace(' ', '_')}_{position}"
-    if op == INPUT:
-        name = read_string(reader)
-        shapes.append(_shape(read_value(reader)))
-        return Node(name, INPUT)
-    if op == "call again":
-        index = reader.uvarint()
-        if index >= len(paths):
-            raise ArtifactError("artifact: the graph calls a module that it does not have.")
-        return Node(name, MODULE, inputs, paths[index])
-    if op == MODULE:
-        path, module = _read_module(reader)
-        if path in modules:
+def _usual(code: str) -> list[int]:
+    """The inputs that need not be written: the record before, or none."""
+    no_inputs = code in (TENSOR, _ENTRY, _TYPED_INPUT) or (code in OPERATIONS and OPERATIONS[code].n_inputs == 0)
+    return [] if no_inputs else [1]
+
+
+class _Writer:
+    """Writes networks one after another; modules that are already there are only named."""
+
+    def __init__(self) -> None:
+        self.to = ByteWriter()
+        self.numbers: dict[tuple[str, int], int] = {}  # of modules, by path and identity
+        self.first: dict[int, int] = {}  # by identity, the number of the first path
+
+    def start(self, code: str, distances: list[int]) -> None:
+        """Begin a record."""
+        usual = distances == _usual(code)
+        self.to.uvarint(2 * _NUMBER[code] + (not usual))
+        if not usual:
+            self.to.uvarint(len(distances))
+            for distance in distances:
+                self.to.uvarint(distance)
+
+    def network(self, network: Network) -> None:
+        """Append all records of one network."""
+        symbols = [BATCH]
+        positions = {node.name: position for position, node in enumerate(network.nodes)}
+        known = {f"{path}.{key}" for path, layer in network.layers().items() for key in _tensor_names(path, layer)}
+        shapes = iter(network.input_shapes)
+        for position, node in enumerate(network.nodes):
+            _check_settings(node)
+            distances = [position - positions[name] for name in node.inputs]
+            if node.op == MODULE:
+                self._module(node.path, network.get_submodule(node.path), distances)
+            elif node.op == INPUT:
+                self._input(node, next(shapes), network.hints, symbols)
+            elif node.op == TENSOR:
+                self._tensor(node.path, network, known)
+            elif node.op == OUTPUT and (node.settings.get("form") is not None or len(distances) > 1):
+                self.start(_FORMED_OUTPUT, distances)
+                write_form(self.to, node.settings.get("form", 0), len(distances))
+            else:
+                self.start(node.op, distances)
+                names = ("threshold",) if node.op == EXIT else _settings_of(node.op)
+                for name in names:
+                    write_value(self.to, node.settings[name], symbols)
+
+    def _module(self, path: str, module: nn.Module, distances: list[int]) -> None:
+        key = (path, id(module))
+        if key in self.numbers:
+            self.start(_AGAIN, distances)
+            self.to.uvarint(self.numbers[key])
+            return
+        if id(module) in self.first:
+            self.start(_CALL_AS, distances)
+            self.to.uvarint(self.first[id(module)])
+            write_path(self.to, path)
+        else:
+            self.start(MODULE, distances)
+            write_module(self.to, path, module)
+            self.first[id(module)] = len(self.numbers)
+        self.numbers[key] = len(self.numbers)
+
+    def _input(self, node: Node, shape: tuple[int | Size, ...], hints: Mapping[str, int], symbols: list[str]) -> None:
+        if not node.settings and not any(isinstance(size, Size) for size in shape):
+            self.start(INPUT, [])
+            write_string(self.to, node.name)
+            write_value(self.to, _shape(shape))
+            return
+        named = [s for size in shape if isinstance(size, Size) for s in size.tokens if isinstance(s, str)]
+        new = [s for s in dict.fromkeys(named) if s not in symbols and s not in FUNCTIONS]
+        symbols += new
+        self.start(_TYPED_INPUT, [])
+        write_string(self.to, node.name)
+        write_value(self.to, tuple(hints[symbol] for symbol in new))
+        _shape(resolve(shape, {**hints, BATCH: 1}))
+        write_value(self.to, shape, symbols)
+        for name in _TYPE_SETTINGS:
+            write_value(self.to, node.settings.get(name))
+
+    def _tensor(self, path: str, network: Network, known: set[str]) -> None:
+        self.start(TENSOR, [])
+        write_path(self.to, path)
+        if path in known:
+            self.to.uvarint(_KNOWN)
+            return
+        known.add(path)
+        tensor = tensor_at(network, path)
+        self.to.uvarint(_PARAMETER if isinstance(tensor, nn.Parameter) else _BUFFER)
+        write_value(self.to, tuple(tensor.shape))
+
+
+def _tensor_names(path: str, layer: nn.Module) -> list[str]:
+    kind = known_kind(path, layer)
+    made = fresh(kind, kind.describe(layer))
+    return [key for key, tensor in [*made._parameters.items(), *made._buffers.items()] if tensor is not None]
+
+
+def _settings_of(op: str) -> tuple[str, ...]:
+    return OPERATIONS[op].settings if op in OPERATIONS else ()
+
+
+def _check_settings(node: Node) -> None:
+    allowed = {EXIT: {"threshold"}, OUTPUT: {"form"}, INPUT: set(_TYPE_SETTINGS)}.get(
+        node.op, set(_settings_of(node.op))
+    )
+    optional = node.op in (OUTPUT, INPUT)
+    if set(node.settings) - allowed or (not optional and allowed - set(node.settings)):
+        raise TraceError(
+            f'artifact: the node "{node.name}" ({node.op}) must have the settings {", ".join(sorted(allowed)) or "(none)"},'
+            f" it has {', '.join(sorted(node.settings)) or '(none)'}."
+        )
+
+
+class _Draft:
+    """A network while it is read."""
+
+    def __init__(self) -> None:
+        self.records: list[Node] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.shapes: list[tuple[int | Size, ...]] = []
+        self.hints: dict[str, int] = {}
+        self.symbols = [BATCH]
+        self.taken: set[str] = set()
+
+    def add(self, node: Node) -> None:
+        """Append a record under a name that is not taken; inputs have names of the user's."""
+        while node.op != INPUT and node.name in self.taken:
+            node = replace(node, name=node.name + "_")
+        self.taken.add(node.name)
+        self.records.append(node)
+
+    def network(self) -> Network:
+        """The network. Raises: ArtifactError: a tensor that is part of a module."""
+        for path in self.tensors:
+            if path.rpartition(".")[0] in self.modules or path in self.modules:
+                raise ArtifactError(f'artifact: the graph has a tensor "{path}" beside a module of that path.')
+        return Network(self.records, self.modules, self.shapes, self.hints, self.tensors)
+
+
+class _Reader:
+    """Reads records; everything in them is checked before it is used."""
+
+    def __init__(self, reader: ByteReader) -> None:
+        self.of = reader
+        self.drafts: dict[str, _Draft] = {}
+        self.modules: list[tuple[str, nn.Module]] = []
+        self.n_tensors = 0
+
+    def record(self) -> None:
+        """Read the next record."""
+        number, given = divmod(self.of.uvarint(), 2)
+        if number >= len(CODES):
+            raise ArtifactError("artifact: the graph has an operation that this version of penjing does not know.")
+        code = CODES[number]
+        n_inputs = self.of.uvarint() if given else 0
+        if n_inputs > _MAX_NODE_INPUTS:
+            raise ArtifactError(f"artifact: a node has {n_inputs} inputs; at most {_MAX_NODE_INPUTS} are possible.")
+        distances = [self.of.uvarint() for _ in range(n_inputs)] if given else _usual(code)
+        if code == _ENTRY:
+            name = read_string(self.of)
+            if distances or name in self.drafts or "" in self.drafts:
+                raise ArtifactError("artifact: the graph has a network that does not begin as it should.")
+            self.drafts[name] = _Draft()
+            return
+        if not self.drafts:
+            self.drafts[""] = _Draft()
+        draft = next(reversed(self.drafts.values()))
+        position = len(draft.records)
+        if any(not 1 <= d <= position for d in distances):
+            raise ArtifactError("artifact: a node of the graph refers to one that is not before it.")
+        draft.add(self._node(code, position, tuple(draft.records[position - d].name for d in distances), draft))
+
+    def _node(self, code: str, position: int, inputs: tuple[str, ...], draft: _Draft) -> Node:
+        name = f"{code.replace(' ', '_')}_{position}"
+        if code == INPUT:
+            node = Node(read_string(self.of), INPUT, inputs)
+            draft.shapes.append(_shape(read_value(self.of)))
+            return node
+        if code == _TYPED_INPUT:
+            return self._typed_input(inputs, draft)
+        if code in (MODULE, _AGAIN, _CALL_AS):
+            path = self._module(code, draft)
+            return Node(path.replace(".", "_") + f"_{position}" if code == MODULE else name, MODULE, inputs, path)
+        if code == EXIT:
+            threshold = read_value(self.of)
+            if not isinstance(threshold, float):
+                raise ArtifactError("artifact: an exit's threshold is not a number.")
+            return Node(name, EXIT, inputs, settings={"threshold": threshold})
+        if code == OUTPUT:
+            return Node(name, OUTPUT, inputs)
+        if code == _FORMED_OUTPUT:
+            return Node(name, OUTPUT, inputs, settings={"form": read_form(self.of, len(inputs))})
+        if code == TENSOR:
+            return Node(name, TENSOR, inputs, self._tensor(draft))
+        settings = {key: read_value(self.of, draft.symbols) for key in OPERATIONS[code].settings}
+        return Node(name, code, inputs, settings=settings)
+
+    def _module(self, code: str, draft: _Draft) -> str:
+        if code == MODULE:
+            path, module = read_module(self.of)
+            self.modules.append((path, module))
+        else:
+            index = self.of.uvarint()
+            if index >= len(self.modules):
+                raise ArtifactError("artifact: the graph calls a module that it does not have.")
+            path, module = self.modules[index]
+            if code == _CALL_AS:
+                path = read_path(self.of)
+                self.modules.append((path, module))
+        if path in draft.modules and (code == MODULE or draft.modules[path] is not module):
             raise ArtifactError(f'artifact: the graph has two modules called "{path}".')
-        modules[path] = module
-        paths.append(path)
-        return Node(path.replace(".", "_") + f"_{position}", MODULE, inputs, path)
-    if op == EXIT:
-        threshold = read_value(reader)
-        if not isinstance(threshold, float):
-            raise ArtifactError("artifact: an exit's threshold is not a number.")
-        return Node(name, EXIT, inputs, settings={"threshold": threshold})
-    if op == OUTPUT:
-        return Node(name, OUTPUT, inputs)
-    return Node(name, op, inputs, settings={key: read_value(reader) for key in OPERATIONS[op].settings})
+        draft.modules[path] = module
+        return path
 
+    def _typed_input(self, inputs: tuple[str, ...], draft: _Draft) -> Node:
+        name = read_string(self.of)
+        sizes = _shape(read_value(self.of))
+        for size in sizes:
+            symbol = f"s{len(draft.symbols)}"
+            draft.symbols.append(symbol)
+            draft.hints[symbol] = int(size)
+        if len(draft.symbols) > MAX_SYMBOLS:
+            raise ArtifactError(f"artifact: the inputs have more than {MAX_SYMBOLS} sizes that may differ.")
+        shape = read_value(self.of, draft.symbols)
+        if not isinstance(shape, tuple) or not all(isinstance(size, (int, Size)) for size in shape):
+            raise ArtifactError("artifact: the shape of an input is not one.")
+        _shape(tuple(resolve(size, {**draft.hints, BATCH: 1}) for size in shape))
+        draft.shapes.append(shape)
+        settings = {key: value for key in _TYPE_SETTINGS if (value := read_value(self.of)) is not None}
+        if any(isinstance(v, bool) or not isinstance(v, int) for v in settings.values()):
+            raise ArtifactError("artifact: the type of an input is not one.")
+        if not 0 <= settings.get("dtype", 0) < len(DTYPES) or settings.get("low", 0) > settings.get("high", 1 << 62):
+            raise ArtifactError("artifact: the type of an input is not one that this version of penjing knows.")
+        return Node(name, INPUT, inputs, settings=settings)
 
-def _write_module(writer: ByteWriter, path: str, module: nn.Module) -> None:
-    name = kind_of(module)
-    if name is None:
-        raise TraceError(
-            f'artifact: the layer "{path}" is a {type(module).__name__}, which cannot travel in a file yet.'
-        )
-    kind = MODULES[name]
-    if not _is_path(path):
-        raise TraceError(
-            f'artifact: "{path}" is no name for a layer; at most {_MAX_DEPTH} parts of printable characters.'
-        )
-    settings = {key: _flat(value) for key, value in kind.describe(module).items()}
-    changed = [(i, key) for i, key in enumerate(kind.settings) if settings[key] != kind.settings[key]]
-    write_string(writer, path)
-    writer.uvarint(_KINDS.index(name))
-    writer.uvarint(sum(1 << i for i, _ in changed))
-    for _, key in changed:
-        write_value(writer, settings[key])
-
-
-def _read_module(reader: ByteReader) -> tuple[str, nn.Module]:
-    path = read_string(reader)
-    number, changed = reader.uvarint(), reader.uvarint()
-    if number >= len(_KINDS):
-        raise ArtifactError("artifact: the graph has a kind of module that this version of penjing does not know.")
-    if not _is_path(path):
-        raise ArtifactError("artifact: the graph has a module without a proper path.")
-    kind = MODULES[_KINDS[number]]
-    if changed >> len(kind.settings):
-        raise ArtifactError("artifact: a module has a setting that this version of penjing does not know.")
-    settings = {key: read_value(reader) for i, key in enumerate(kind.settings) if changed >> i & 1}
-    try:
-        with torch.device("meta"):
-            return path, kind.build(settings)
-    except Exception as error:
-        raise ArtifactError(f'artifact: the settings of the module "{path}" are impossible ({error}).') from None
-
-
-def _is_path(path: str) -> bool:
-    parts = path.split(".")
-    return len(parts) <= _MAX_DEPTH and all(part and part.isprintable() for part in parts)
-
-
-def _flat(value: object) -> object:
-    """(3, 3) as 3: the modules of torch.nn take both for the same."""
-    if isinstance(value, (tuple, list)) and value and all(item == value[0] for item in value):
-        return value[0]
-    return value
+    def _tensor(self, draft: _Draft) -> str:
+        path, code = read_path(self.of), self.of.uvarint()
+        if code == _KNOWN:
+            return path
+        if code not in (_PARAMETER, _BUFFER):
+            raise ArtifactError(
+                f'artifact: the tensor "{path}" is of a kind that this version of penjing does not know.'
+            )
+        shape = read_value(self.of)
+        self.n_tensors += 1
+        sound = isinstance(shape, tuple) and all(type(size) is int and 0 <= size < _MAX_DIM for size in shape)
+        if (
+            not sound
+            or math.prod(shape) > _MAX_TENSOR_ELEMENTS
+            or self.n_tensors > _MAX_TENSORS
+            or path in draft.tensors
+        ):
+            raise ArtifactError(f'artifact: the tensor "{path}" cannot have the shape {shape}, or is there twice.')
+        empty = torch.empty(shape, device="meta")
+        draft.tensors[path] = nn.Parameter(empty) if code == _PARAMETER else empty
+        return path
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(isinstance(size, int) and 0 < size < 1 << 31 for size in value):
+    if not isinstance(value, tuple) or not all(isinstance(size, int) and 0 < size < _MAX_DIM for size in value):
         raise ArtifactError("artifact: the shape of an input is not one.")
     if math.prod(value) > _MAX_INPUT_ELEMENTS:
         raise ArtifactError(f"artifact: an input has {math.prod(value)} elements; at most 2**28 are possible.")

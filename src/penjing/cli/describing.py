@@ -58,7 +58,9 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
             {
                 "path": str(path),
                 "file_bytes": size,
-                "input_shapes": [list(shape) for shape in network.input_shapes],
+                "input_shapes": [
+                    [size if isinstance(size, int) else str(size) for size in shape] for shape in network.input_shapes
+                ],
                 "exit_thresholds": network.thresholds,
                 "rows": [asdict(row) for row in rows],
             }
@@ -90,8 +92,8 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    shapes = ", ".join(str(("batch", *shape)) for shape in network.input_shapes)
-    console.print(f"input {shapes}".replace("'", ""), highlight=False)
+    shapes = ", ".join(f"({', '.join(map(str, ('batch', *shape)))})" for shape in network.input_shapes)
+    console.print(f"input {shapes}", highlight=False)
     if network.thresholds:
         console.print(
             "samples leave at confidences " + ", ".join(f"{t:.4f}" for t in network.thresholds), highlight=False

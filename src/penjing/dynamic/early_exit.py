@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import NEVER, Network, Node, insert_after, node_shapes, select
+from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
-from penjing.graph.ops import MODULES, OPERATIONS, kind_of
+from penjing.graph.ops import OPERATIONS
 from penjing.measurement import answer, macs_by_node, macs_to_exits, macs_without_exits
 from penjing.shapes import Json
 from penjing.training import TrainedStage, Workbench
@@ -33,7 +34,7 @@ def attach_exits(network: Network, after: Sequence[str]) -> Network:
     Raises: SurgeryError: a node whose result has another shape.
     """
     shapes = node_shapes(network)
-    n_classes = shapes[network.nodes[-1].name][1]
+    n_classes = shapes[network.nodes[-1].name][-1]
     parameter = next(network.parameters())
     order = [node.name for node in network.nodes]
     for number, name in enumerate(sorted(after, key=order.index), start=len(network.exits)):

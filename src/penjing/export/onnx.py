@@ -6,14 +6,16 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import MissingError, RunError, SettingError
+from penjing.files import write_atomically
 from penjing.graph import Network
+from penjing.graph.sizes import Size
 from penjing.representation import plain
-from penjing.training.checkpoint import write_atomically
 
 TOLERANCE = 1e-4
 
@@ -46,6 +48,12 @@ class _Static(nn.Module):
         return tuple(found[k] for k in self.answers)
 
 
+def _free(shape: tuple[int | Size, ...]) -> dict[int, Any]:
+    """The dimensions of an input that may have any size: the batch, and the lengths that the network leaves open."""
+    free = {0: torch.export.Dim.AUTO}
+    return free | {dim: torch.export.Dim.AUTO for dim, size in enumerate(shape, start=1) if isinstance(size, Size)}
+
+
 def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = None) -> Export:
     """Write a network as ONNX, with a batch dimension of any size, and compare.
 
@@ -71,7 +79,7 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
     names = tuple("final" if k == n_exits else f"exit_{k}" for k in answers)
     static = _Static(plain(network).cpu().eval(), answers)
     generator = torch.Generator().manual_seed(0)
-    inputs = tuple(torch.randn(3, *shape, generator=generator) for shape in network.input_shapes)
+    inputs = tuple(network.random_inputs(3, generator))
     input_names = [node.name for node in network.nodes if node.op == "input"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every optional package that is not there
     with warnings.catch_warnings():
@@ -83,7 +91,7 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
             verbose=False,
             input_names=input_names,
             output_names=list(names),
-            dynamic_shapes=(tuple({0: torch.export.Dim.AUTO} for _ in inputs),),
+            dynamic_shapes=(tuple(_free(shape) for shape in network.input_shapes),),
         )
     assert program is not None
     content = program.model_proto.SerializeToString()

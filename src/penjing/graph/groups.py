@@ -1,246 +1,342 @@
-"""Which channels belong together: what must be removed from every layer when one channel goes.
+"""Which channels belong together: what must be removed from every tensor when one channel goes.
 
-Every node's result gets one label per channel. A convolution draws fresh labels for its output and notes that its weight's
-columns read the labels of its input; batch norm and depthwise convolution keep labels; an addition makes the labels of its
-two inputs the same; a concatenation puts them one after another; flatten repeats each. Channels whose labels have become
-the same stand or fall together.
+`channel_groups` lets labels flow through a network (`labels`, `rules`) and collects what came out of it: groups of channels
+among which pruning may choose, and the reasons why other channels stay. `Grouping.removal` says what has to be cut where
+when some of them go: slices of tensors, constants of nodes and layers, and the places where the large network must be
+forced to zero to compute the same.
 """
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
-from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, Network, Node, node_shapes
-from penjing.graph.ops import MODULES, OPERATIONS, kind_of
+from penjing.errors import SurgeryError, nearest
+from penjing.graph.labels import Edge, Labels, Resolved, Site, Value
+from penjing.graph.network import EXIT, INPUT, OUTPUT, TENSOR, Network, node_shapes
+from penjing.graph.rules import flow
 
-Role = Literal["out", "in", "through"]
-_POOLS = {"MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d"}
-_POOL_OPERATIONS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+_BATCH = 11
+"""Samples while shapes are followed: a number that no channel count divides by accident."""
+_MAX_PASSES = 6
 
 
-@dataclass(frozen=True, order=True)
-class Slot:
-    """One index of one layer.
+@dataclass(frozen=True)
+class Place:
+    """Where the channels of a group are in one dimension of one tensor.
 
     Attributes:
-        path: the layer.
-        role: "out": a row of its weight and its bias; "in": a column of its weight;
-            "through": a channel that it handles by itself (batch norm, depthwise convolution).
-        index: which one.
+        path, name, dim: the layer, its parameter or buffer, the dimension.
+        produces: the channels come into being here: these are the rows of a weight.
+        channels, indices: pair by pair, a channel of the group and an index that goes with it.
     """
 
     path: str
-    role: Role
-    index: int
-
-
-Channel = tuple[Slot, ...]
-"""All slots that go when one channel goes, sorted."""
+    name: str
+    dim: int
+    produces: bool
+    channels: np.ndarray = field(repr=False)
+    indices: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels of the same layers in the same roles: the set among which pruning chooses.
+    """Channels that run through the same tensors: the set among which pruning chooses.
 
     Attributes:
         name: the paths of the layers that produce the channels, joined by " + ".
-        channels: in the order of the first producer's output.
+        producers: those paths.
+        n_channels: how many channels can be removed one by one.
+        places: where they are.
+        reads: the nodes that sum over the channels, with the position among their inputs, the dimension, and pair by pair a
+            channel and its index.
+        roots: the channels' numbers in the grouping.
     """
 
     name: str
-    channels: tuple[Channel, ...]
-
-    @property
-    def producers(self) -> list[str]:
-        """The layers whose output rows these channels are."""
-        return list(dict.fromkeys(slot.path for slot in self.channels[0] if slot.role == "out"))
+    producers: tuple[str, ...]
+    n_channels: int
+    places: tuple[Place, ...] = field(repr=False)
+    reads: tuple["Read", ...] = field(repr=False)
+    roots: np.ndarray = field(repr=False)
 
     @property
     def layers(self) -> list[str]:
         """All layers that take part."""
-        return list(dict.fromkeys(slot.path for slot in self.channels[0]))
+        return list(dict.fromkeys(place.path for place in self.places))
 
 
 @dataclass(frozen=True)
+class Read:
+    """Where a node sums over channels of a group; see `Group.reads`."""
+
+    node: str
+    position: int
+    dim: int
+    channels: np.ndarray = field(repr=False)
+    indices: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one tensor and the indices that stay."""
+
+    path: str
+    name: str
+    dim: int
+    keep: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A constant and its new value; the fields are those of `labels.Count`."""
+
+    of: Literal["node", "layer"]
+    owner: str
+    setting: str
+    position: int | None
+    value: int
+
+
+@dataclass(frozen=True)
+class Force:
+    """An input edge of a node of the large network, a dimension and the indices that are zero or left out there."""
+
+    node: str
+    position: int
+    dim: int
+    gone: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Everything that changes when some channels go.
+
+    Attributes:
+        chosen: by group, how many of its channels go.
+        slices, changes: what is cut and which constants follow.
+        zeros: where the large network's channels are zero when it is compared.
+        survivors: where it takes its statistics over the channels that stay: layer, RMS and group norm, means. This is a
+            change of function, not only of size.
+    """
+
+    chosen: Mapping[str, int]
+    slices: tuple[Slice, ...] = field(repr=False)
+    changes: tuple[Change, ...] = field(repr=False)
+    zeros: tuple[Force, ...] = field(repr=False)
+    survivors: tuple[Force, ...] = field(repr=False)
+
+    @property
+    def n_channels(self) -> int:
+        """How many channels go."""
+        return sum(self.chosen.values())
+
+
 class Grouping:
-    """The groups of a network, and the layers whose outputs stay whole, each with the reason."""
+    """The groups of a network.
 
-    groups: tuple[Group, ...]
-    kept: dict[str, str]
+    Attributes:
+        groups: what can be removed.
+        kept: by layer, the reason why its outputs stay whole.
+    """
 
+    def __init__(self, network: Network, labels: Labels, resolved: Resolved) -> None:
+        self._labels = labels
+        self._resolved = resolved
+        self._sites = _with_tied_owners(network, labels.sites)
+        self.groups: tuple[Group, ...] = ()
+        self.kept: dict[str, str] = {}
+        self._collect()
 
-class _Labels:
-    """Union-find over channel labels; a label may carry a reason why it must stay."""
+    def group(self, name: str) -> Group:
+        """The group of that name. Raises: SurgeryError: there is none."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise SurgeryError(f'surgery: there is no group "{name}"; {nearest(name, [g.name for g in self.groups])}.')
 
-    def __init__(self) -> None:
-        self.parent: list[int] = []
-        self.reason: dict[int, str] = {}
+    def _collect(self) -> None:
+        roots, locked = self._resolved.roots, self._resolved.locked
+        made: dict[int, dict[str, None]] = {}  # by root, the layers that produce it
+        for path, labels in self._labels.produced:
+            found = np.unique(roots[labels])
+            free = found[locked[found] == 0]
+            if len(free) == 0:
+                self.kept.setdefault(path, self._resolved.reasons[locked[found[0]]])
+            for root in free.tolist():
+                made.setdefault(root, {})[path] = None
+        generator = np.random.default_rng(0)
+        hashes = np.zeros(len(locked), dtype=np.int64)
+        axes = [*(site.labels for site in self._sites), *self._labels.seen]
+        for key, axis in zip(generator.integers(1, 1 << 62, len(axes), dtype=np.int64), axes, strict=True):
+            hashes[np.unique(roots[axis])] += key  # wraps, which a hash may
+        by_hash: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for root in sorted(made):
+            by_hash.setdefault((int(hashes[root]), tuple(made[root])), []).append(root)
+        group_of = np.full(len(locked), -1, dtype=np.int64)
+        place_of = np.zeros(len(locked), dtype=np.int64)
+        for number, members in enumerate(by_hash.values()):
+            group_of[members] = number
+            place_of[members] = np.arange(len(members))
+        places: list[list[Place]] = [[] for _ in by_hash]
+        produced = {id(labels) for _, labels in self._labels.produced}
+        for site in self._sites:
+            for number, channels, indices in _shares(roots[site.labels], group_of, place_of):
+                produces = id(site.labels) in produced
+                places[number].append(Place(site.path, site.name, site.dim, produces, channels, indices))
+        reads: list[list[Read]] = [[] for _ in by_hash]
+        for edge in self._labels.edges:
+            for number, channels, indices in _shares(roots[edge.labels], group_of, place_of):
+                reads[number].append(Read(edge.node, edge.position, edge.dim, channels, indices))
+        names: dict[str, int] = {}
+        groups = []
+        for number, ((_, producers), members) in enumerate(by_hash.items()):
+            name = " + ".join(producers)
+            names[name] = names.get(name, 0) + 1
+            unique = name if names[name] == 1 else f"{name} #{names[name]}"
+            groups.append(
+                Group(unique, producers, len(members), tuple(places[number]), tuple(reads[number]), np.array(members))
+            )
+        self.groups = tuple(groups)
 
-    def fresh(self, n: int) -> np.ndarray:
-        start = len(self.parent)
-        self.parent.extend(range(start, start + n))
-        return np.arange(start, start + n)
+    def removal(self, chosen: Mapping[str, Sequence[int]]) -> Removal:
+        """What changes when channels go.
 
-    def find(self, label: int) -> int:
-        root = label
-        while self.parent[root] != root:
-            root = self.parent[root]
-        while self.parent[label] != root:
-            self.parent[label], label = root, self.parent[label]
-        return root
+        Args:
+            chosen: by the name of a group, the positions of its channels that go.
+        Raises: SurgeryError: no such group or channel, or a tensor would lose its last channel.
+        """
+        roots = self._resolved.roots
+        gone = np.zeros(len(self._resolved.locked), dtype=bool)
+        for name, positions in chosen.items():
+            group = self.group(name)
+            if any(not 0 <= p < group.n_channels for p in positions):
+                raise SurgeryError(
+                    f'surgery: the group "{name}" has the channels 0 to {group.n_channels - 1}, got {list(positions)}.'
+                )
+            gone[group.roots[list(positions)]] = True
+        slices, changes = [], []
+        for site in self._sites:
+            out = gone[roots[site.labels]]
+            if out.all():
+                raise SurgeryError(
+                    f"surgery: all {len(out)} channels of {site.path} would be removed; leave it at least one."
+                )
+            if out.any():
+                slices.append(Slice(site.path, site.name, site.dim, np.flatnonzero(~out)))
+        for axis in self._labels.seen:
+            if gone[roots[axis]].all():
+                raise SurgeryError(
+                    f"surgery: all {len(axis)} channels of a result would be removed; leave it at least one."
+                )
+        for count in self._labels.counts:
+            out = gone[roots[count.labels]]
+            if out.any():
+                changes.append(Change(count.of, count.owner, count.setting, count.position, int((~out).sum())))
+        return Removal(
+            {name: len(positions) for name, positions in chosen.items() if len(positions)},
+            tuple(slices),
+            tuple(changes),
+            self._forced(self._labels.edges, gone),
+            self._forced(self._labels.statistics, gone),
+        )
 
-    def unite(self, left: Iterable[int], right: Iterable[int]) -> None:
-        for a, b in zip(left, right, strict=True):
-            ra, rb = self.find(int(a)), self.find(int(b))
-            if ra != rb:
-                low, high = min(ra, rb), max(ra, rb)
-                self.parent[high] = low
-                if high in self.reason:
-                    self.reason.setdefault(low, self.reason[high])
-
-    def lock(self, labels: Iterable[int], reason: str) -> None:
-        for label in labels:
-            self.reason.setdefault(self.find(int(label)), reason)
+    def _forced(self, edges: Sequence[Edge], gone: np.ndarray) -> tuple[Force, ...]:
+        found = []
+        for edge in edges:
+            out = gone[self._resolved.roots[edge.labels]]
+            if out.any():
+                found.append(Force(edge.node, edge.position, edge.dim, np.flatnonzero(out)))
+        return tuple(found)
 
 
 def channel_groups(network: Network) -> Grouping:
     """Find the groups of channels that can be removed.
 
-    Returns: the groups, and per layer whose channels must stay, the reason.
+    A dimension that is read as several (heads and their width, groups and what is in them) loses channels along one of them:
+    attention loses heads, shuffled channels the same of every group; where that is impossible, the other is tried.
     """
-    labels = _Labels()
-    slots: list[tuple[int, Slot]] = []
-    seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # input and output labels of each layer's first call
-    of: dict[str, np.ndarray] = {}  # labels of each node's result along dimension 1
-    shapes = node_shapes(network)
-    for node in network.nodes:
-        inputs = [of[name] for name in node.inputs]
-        if node.op == INPUT:
-            shape = shapes[node.name]
-            of[node.name] = labels.fresh(_n_labels(shape))
-            labels.lock(of[node.name], "it is an input of the network")
-        elif node.op in (OUTPUT, EXIT):
-            labels.lock(inputs[0], "it is an output of the network")
-        elif node.op == MODULE:
-            of[node.name] = _through_layer(network, node, inputs[0], labels, slots, shapes)
-        else:
-            of[node.name] = _through_operation(node, inputs, labels, shapes)
-        if node.op == MODULE and isinstance(
-            network.get_submodule(node.path), (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-        ):
-            before, after = seen.setdefault(node.path, (inputs[0], of[node.name]))
-            if len(before) == len(inputs[0]):  # called again: one weight, so what it reads and gives belongs together
-                labels.unite(before, inputs[0])
-                labels.unite(after, of[node.name])
+    shapes = node_shapes(network, batch=_BATCH)
+    choices: dict[tuple[str, int], int] = {}
+    tried: dict[tuple[str, int], dict[int, int]] = {}  # by split, the options so far and the channels that each left
+    for _ in range(_MAX_PASSES):
+        labels = _labels(network, shapes, choices)
+        resolved = labels.resolve()
+        attended = np.unique(resolved.roots[np.concatenate([np.zeros(0, dtype=np.int64), *labels.attended])])
+        changed = False
+        for split in labels.splits:
+            seen = tried.setdefault(split.key, {})
+            first = not seen
+            seen[split.chosen] = resolved.units(split.labels)
+            at = split.options.index(split.chosen)
+            heads = split.key[1] >= 0 and bool(np.isin(resolved.roots[split.labels], attended).any())
+            if first and heads and at > 0:
+                choice = split.options[at - 1]
+            elif seen[split.chosen] < 2:
+                unseen = [option for option in reversed(split.options) if option not in seen]
+                choice = unseen[0] if unseen else max(seen, key=seen.__getitem__)
             else:
-                labels.lock([*before, *inputs[0], *after, *of[node.name]], f"{node.path} is called on different shapes")
-    return _collect(labels, slots)
+                continue
+            if choice != split.chosen:
+                choices[split.key] = choice
+                changed = True
+        if not changed:
+            break
+    return Grouping(network, labels, resolved)
 
 
-def _through_layer(
-    network: Network,
-    node: Node,
-    inputs: np.ndarray,
-    labels: _Labels,
-    slots: list[tuple[int, Slot]],
-    shapes: dict[str, tuple[int, ...]],
-) -> np.ndarray:
-    layer = network.get_submodule(node.path)
-    kind = kind_of(layer)
-
-    def note(found: np.ndarray, role: Role) -> None:
-        slots.extend((int(label), Slot(node.path, role, index)) for index, label in enumerate(found))
-
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        out = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        if groups > 1 and groups == len(inputs):  # depthwise; out = groups x multiplier
-            result = np.repeat(inputs, out // groups)
-            note(result, "through")
-            return result
-        if isinstance(layer, nn.Linear) and len(shapes[node.inputs[0]]) != 2:
-            result = labels.fresh(_n_labels(shapes[node.name]))
-            labels.lock(inputs, f"{node.path} reads it along another dimension")
-            labels.lock(result, f"{node.path} works along another dimension than the channels")
-            return result
-        result = labels.fresh(out)
-        if groups > 1:
-            labels.lock(inputs, f"the grouped convolution {node.path} reads it")
-            labels.lock(result, f"{node.path} is a grouped convolution")
+def _labels(network: Network, shapes: Mapping[str, tuple[int, ...]], choices: dict[tuple[str, int], int]) -> Labels:
+    """Let labels flow through the network once."""
+    labels = Labels(network, choices)
+    known: dict[str, Value] = {}
+    for node in network.nodes:
+        inputs = [known[name] for name in node.inputs]
+        shape = shapes[node.name]
+        if node.op == INPUT:
+            known[node.name] = Value(shape, (None,) * len(shape))
+        elif node.op in (OUTPUT, EXIT):
+            for value in inputs:
+                labels.lock_all(value, "it is an output of the network")
+        elif node.op == TENSOR:
+            owner, _, name = node.path.rpartition(".")
+            known[node.name] = labels.tensor(owner, name)
         else:
-            note(inputs, "in")
-            note(result, "out")
-        return result
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        note(inputs, "through")
-        return inputs
-    if kind == "Flatten" and layer.start_dim == 1 and layer.end_dim == -1:
-        return _flatten(inputs, shapes[node.inputs[0]])
-    if kind in _POOLS or (kind is not None and MODULES[kind].elementwise):
-        return inputs
-    labels.lock(inputs, f"{node.path} ({kind or type(layer).__name__}) mixes channels")
-    result = labels.fresh(_n_labels(shapes[node.name]))
-    labels.lock(result, f"{node.path} ({kind or type(layer).__name__}) mixes channels")
-    return result
+            known[node.name] = flow(labels, network, node, inputs, shape)
+            labels.note(known[node.name])
+    return labels
 
 
-def _through_operation(
-    node: Node, inputs: list[np.ndarray], labels: _Labels, shapes: dict[str, tuple[int, ...]]
-) -> np.ndarray:
-    operation = OPERATIONS[node.op]
-    if operation.elementwise:
-        for other in inputs[1:]:
-            labels.unite(inputs[0], other)
-        return inputs[0]
-    if node.op in _POOL_OPERATIONS:
-        return inputs[0]
-    if node.op == "concat" and node.settings["dim"] in (1, 1 - len(shapes[node.name])):
-        return np.concatenate(inputs)
-    if node.op == "flatten" and node.settings["start_dim"] == 1:
-        return _flatten(inputs[0], shapes[node.inputs[0]])
-    if node.op == "mean":
-        rank = len(shapes[node.inputs[0]])
-        if all(d % rank > 1 for d in node.settings["dims"]):
-            return inputs[0]
-    for each in inputs:
-        labels.lock(each, f"{node.name} ({node.op}) mixes channels")
-    result = labels.fresh(_n_labels(shapes[node.name]))
-    labels.lock(result, f"{node.name} ({node.op}) mixes channels")
-    return result
+def _shares(roots: np.ndarray, group_of: np.ndarray, place_of: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Of an axis with these roots: each group that has part in it, its channels, and their indices along the axis."""
+    groups = group_of[roots]
+    found = []
+    for number in np.unique(groups):
+        if number >= 0:
+            indices = np.flatnonzero(groups == number)
+            found.append((int(number), place_of[roots[indices]], indices))
+    return found
 
 
-def _n_labels(shape: tuple[int, ...]) -> int:
-    return shape[1] if len(shape) > 1 else 1
-
-
-def _flatten(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.repeat(labels, math.prod(shape[2:]))
-
-
-def _collect(labels: _Labels, slots: list[tuple[int, Slot]]) -> Grouping:
-    channels: dict[int, set[Slot]] = {}
-    kept: dict[str, str] = {}
-    for label, slot in slots:
-        root = labels.find(label)
-        if root in labels.reason:
-            if slot.role == "out":
-                kept.setdefault(slot.path, labels.reason[root])
-        else:
-            channels.setdefault(root, set()).add(slot)
-    groups: dict[tuple[tuple[str, str], ...], list[Channel]] = {}
-    for found in channels.values():
-        channel = tuple(sorted(found))
-        if any(slot.role == "out" for slot in channel):
-            signature = tuple(dict.fromkeys((slot.path, slot.role) for slot in channel))
-            groups.setdefault(signature, []).append(channel)
-    return Grouping(
-        tuple(
-            Group(" + ".join(dict.fromkeys(p for p, role in signature if role == "out")), tuple(members))
-            for signature, members in groups.items()
-        ),
-        kept,
-    )
+def _with_tied_owners(network: Network, sites: Sequence[Site]) -> list[Site]:
+    """The sites, and again for every other place where the same tensor object is held."""
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                owners.setdefault(id(tensor), []).append((path, name))
+    found = []
+    for site in sites:
+        layer = network.get_submodule(site.path)
+        own: Any = layer._parameters.get(site.name)
+        own = layer._buffers.get(site.name) if own is None else own
+        places = owners.get(id(own), []) if own is not None else []
+        seen: set[int] = set()
+        for path, name in [(site.path, site.name), *places]:
+            holder: nn.Module = network.get_submodule(path)
+            if id(holder) in seen and name == site.name:
+                continue
+            seen.add(id(holder))
+            found.append(Site(path, name, site.dim, site.labels))
+    return found

@@ -12,18 +12,26 @@ left, nothing more is computed. Source: Teerapittayanon et al. 2016 (BranchyNet)
 that of Huang et al. 2018 (MSDNet), arXiv:1703.09844, section 4.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, TraceError
-from penjing.graph.ops import OPERATIONS, apply_operation
+from penjing.graph.modules import MODULES, kind_of
+from penjing.graph.ops import DTYPES, OPERATIONS, apply_operation
+from penjing.graph.sizes import BATCH, Size, has_size, resolve
 
-INPUT, MODULE, EXIT, OUTPUT = "input", "module", "exit", "output"
+INPUT, MODULE, TENSOR, EXIT, OUTPUT = "input", "module", "tensor", "exit", "output"
+CONSTANTS = "constants."
+"""Where tensors live that forward methods make of literals alone."""
 NEVER = 2.0
 """An exit threshold that no confidence reaches: the exit is there but nobody leaves."""
 
@@ -34,10 +42,13 @@ class Node:
 
     Attributes:
         name: unique in the network; by it other nodes refer to this one's result.
-        op: "input", "module", "exit", "output", or the name of an operation in `graph.ops.OPERATIONS`.
+        op: "input", "module", "tensor", "exit", "output", or the name of an operation in `graph.ops.OPERATIONS`.
         inputs: names of the nodes whose results it takes.
-        path: dotted path of the module it calls, for op "module".
-        settings: constants of the operation; for an exit its `threshold`.
+        path: dotted path of the module that it calls, or of the parameter or buffer that it reads.
+        settings: constants of the operation. For an exit its `threshold`; for an output its `form` where the answer is not one
+            tensor; for an input that is not float32 its `dtype`, and for whole numbers `low` and `high`, between which random
+            ones may be drawn.
+        scope: where it was traced, the path of the user's layer whose forward method computes it. Not part of a file.
     """
 
     name: str
@@ -45,9 +56,28 @@ class Node:
     inputs: tuple[str, ...] = ()
     path: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    scope: str = field(default="", compare=False)
 
 
-_OWN = ("nodes", "_nodes", "_program", "input_shapes")
+_OWN = ("nodes", "_nodes", "_program", "_per_sample", "input_shapes", "hints")
+
+
+class Outputs(dict[str, Any]):
+    """Answers by name, as attributes too; what a network returns whose model returns a dictionary or a dataclass."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the network's answers are {', '.join(self)}, not {name}") from None
+
+
+pytree.register_pytree_node(
+    Outputs,
+    lambda outputs: (list(outputs.values()), list(outputs)),
+    lambda values, names: Outputs(zip(names, values, strict=True)),
+    serialized_type_name="penjing.Outputs",
+)
 
 
 class ExitOutputs(tuple[Tensor, ...]):
@@ -62,7 +92,9 @@ class Network(nn.Module):
     Args:
         nodes: in an order in which every node follows its inputs.
         modules: the modules that nodes call, by path.
-        input_shapes: the shape of each input without the batch dimension.
+        tensors: parameters and buffers that nodes read and that belong to none of the modules, by path.
+        input_shapes: the shape of each input without the batch dimension; a `Size` where it may differ from call to call.
+        hints: for every symbol in them the size it had in the example.
 
     Calling it: inputs in order or by the names of the input nodes, each (batch, *input_shape).
     Returns, in evaluation, the answers, (batch, ...), each from the exit where the sample left;
@@ -70,14 +102,23 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, nodes: Sequence[Node], modules: Mapping[str, nn.Module], input_shapes: Sequence[tuple[int, ...]]
+        self,
+        nodes: Sequence[Node],
+        modules: Mapping[str, nn.Module],
+        input_shapes: Sequence[tuple[int | Size, ...]],
+        hints: Mapping[str, int] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self._nodes: tuple[Node, ...] = ()
         self._program: list[_Step] = []
+        self._per_sample: frozenset[str] = frozenset()
         self.input_shapes = tuple(tuple(shape) for shape in input_shapes)
+        self.hints = dict(hints or {})
         for path, module in modules.items():
             set_module(self, path, module)
+        for path, tensor in (tensors or {}).items():
+            set_tensor(self, path, tensor)
         self.nodes = tuple(nodes)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -98,6 +139,7 @@ class Network(nn.Module):
     def nodes(self, nodes: Sequence[Node]) -> None:
         self._program = _compile(nodes)
         self._nodes = tuple(nodes)
+        self._per_sample = _per_sample(nodes)
 
     @property
     def exits(self) -> list[Node]:
@@ -148,16 +190,16 @@ class Network(nn.Module):
 
     # --- computation -------------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | ExitOutputs:
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         if not any(step.node.op == EXIT for step in self._program):
-            return self._run(self._bind(args, kwargs))[-1]
+            return self._run(*self._bind(args, kwargs))[-1]
         if self.training:
-            return ExitOutputs(self._run(self._bind(args, kwargs)))
+            return ExitOutputs(self._run(*self._bind(args, kwargs)))
         return self.route(*args, **kwargs)[0]
 
     def all_answers(self, *args: Tensor, **kwargs: Tensor) -> ExitOutputs:
         """The answers of every exit and the final one for every sample; nobody leaves."""
-        return ExitOutputs(self._run(self._bind(args, kwargs)))
+        return ExitOutputs(pytree.tree_leaves(self._run(*self._bind(args, kwargs))))
 
     def route(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute with samples leaving at their exits.
@@ -166,8 +208,8 @@ class Network(nn.Module):
         Returns: the answers, (batch, ...), and the exit of each sample, (batch,), int64; the number of exits for those
         that went all the way. The order of the samples is kept.
         """
-        values = self._bind(args, kwargs)
-        n = next(iter(values.values())).shape[0]
+        values, sizes = self._bind(args, kwargs)
+        n = sizes[BATCH]
         device = next(iter(values.values())).device
         answer: Tensor | None = None
         left_at = torch.zeros(n, dtype=torch.int64, device=device)
@@ -190,7 +232,14 @@ class Network(nn.Module):
                         return answer, left_at
                     stays = torch.nonzero(~leaves).squeeze(1)
                     inside = who[stays]
-                    values = {name: values[name].index_select(0, stays) for name in step.live_after}
+                    values = {
+                        name: value.index_select(0, stays)
+                        if name in self._per_sample and len(value) == len(logits)
+                        else value
+                        for name in step.live_after
+                        for value in (values[name],)
+                    }
+                    sizes = {**sizes, BATCH: len(stays)}
                 k += 1
                 continue
             if node.op == OUTPUT:
@@ -201,23 +250,101 @@ class Network(nn.Module):
                 answer[inside] = final
                 left_at[inside] = k
                 return answer, left_at
-            values[node.name] = step.apply(self, values)
+            values[node.name] = step.apply(self, values, sizes, device)
             for name in step.drop:
                 del values[name]
         raise TraceError("network: its last node must be an output.")
 
-    def _run(self, values: dict[str, Tensor]) -> list[Tensor]:
-        answers: list[Tensor] = []
-        for step in self._program:
-            if step.node.op in (EXIT, OUTPUT):
-                answers.append(values[step.node.inputs[0]])
-            else:
-                values[step.node.name] = step.apply(self, values)
-            for name in step.drop:
-                del values[name]
+    def _run(self, values: dict[str, Tensor], sizes: Mapping[str, int]) -> list[Any]:
+        answers: list[Any] = []
+        for node, value in self.steps(values, sizes):
+            if node.op in (EXIT, OUTPUT):
+                answers.append(value)
         return answers
 
-    def _bind(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def steps(self, values: dict[str, Tensor], sizes: Mapping[str, int]) -> Iterator[tuple[Node, Any]]:
+        """Compute node by node without leaving at exits: each node with its result. `values` starts as the inputs."""
+        device = next(iter(values.values())).device
+        for step in self._program:
+            node = step.node
+            if node.op == OUTPUT:
+                yield node, _answer(node, [values[name] for name in node.inputs])
+            elif node.op == EXIT:
+                yield node, values[node.inputs[0]]
+            else:
+                values[node.name] = step.apply(self, values, sizes, device)
+                yield node, values[node.name]
+            for name in step.drop:
+                del values[name]
+
+    @contextlib.contextmanager
+    def watched(self, edges: Mapping[tuple[str, int], Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Within this context, what nodes take goes through functions.
+
+        Args:
+            edges: by a node's name and the position among its inputs, what becomes of that input there and only there.
+        """
+        before = self._program
+        by_node: dict[str, dict[int, Callable[[Tensor], Tensor]]] = {}
+        for (name, position), function in edges.items():
+            by_node.setdefault(name, {})[position] = function
+        self._program = [replace(step, edges=by_node.get(step.node.name)) for step in before]
+        try:
+            yield
+        finally:
+            self._program = before
+
+    @contextlib.contextmanager
+    def replaced(self, functions: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+        """Within this context, these nodes compute something else of their inputs."""
+        before = self._program
+        self._program = [replace(step, instead=functions.get(step.node.name)) for step in before]
+        try:
+            yield
+        finally:
+            self._program = before
+
+    def in_float64(self) -> "Network":
+        """A copy on the CPU that computes in float64 throughout, its casts and the tensors that it creates included."""
+        wide = with_tensors(self, lambda t: t.to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
+        float64 = DTYPES.index(torch.float64)
+
+        def widened(node: Node) -> Node:
+            kind = node.settings.get("dtype")
+            if kind is None or node.op == INPUT or not DTYPES[kind].is_floating_point:
+                return node
+            return replace(node, settings={**node.settings, "dtype": float64})
+
+        wide.nodes = [widened(node) for node in wide.nodes]
+        return wide
+
+    def random_inputs(
+        self,
+        batch: int,
+        generator: torch.Generator,
+        dtype: torch.dtype | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> list[Tensor]:
+        """Inputs of the right shapes: standard normal, or whole numbers that occur among the example's.
+
+        Args:
+            dtype: of those that are not whole numbers; None: each its own.
+            sizes: by symbol, lengths other than the example's.
+        """
+        found: list[Tensor] = []
+        inputs = [node for node in self._nodes if node.op == INPUT]
+        for node, shape in zip(inputs, self.input_shapes, strict=True):
+            size = (batch, *resolve(shape, {**self.hints, **(sizes or {})}))
+            kind = DTYPES[node.settings.get("dtype", 0)]
+            if kind.is_floating_point:
+                value = torch.randn(size, generator=generator, dtype=torch.float64)
+                found.append(value.to(dtype or kind))
+            else:
+                low, high = node.settings.get("low", 0), node.settings.get("high", 1)
+                found.append(torch.randint(low, high + 1, size, generator=generator).to(kind))
+        return found
+
+    def _bind(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
         names = [node.name for node in self._nodes if node.op == INPUT]
         if len(args) + len(kwargs) != len(names) or set(kwargs) - set(names[len(args) :]):
             raise DataError(
@@ -225,14 +352,20 @@ class Network(nn.Module):
                 f" and {', '.join(kwargs) or 'none'} by name."
             )
         values = dict(zip(names, args, strict=False)) | dict(kwargs)
+        sizes: dict[str, int] = {}
         for name, shape in zip(names, self.input_shapes, strict=True):
-            given = tuple(values[name].shape[1:])
-            if len(given) != len(shape) or (len(given) and given[0] != shape[0]):
+            given = tuple(values[name].shape)
+            fits = len(given) == len(shape) + 1 and (not shape or isinstance(shape[0], Size) or given[1] == shape[0])
+            if not fits:
                 raise DataError(
                     f'network: its input "{name}" must have the shape (batch, {", ".join(map(str, shape))}),'
-                    f" got {tuple(values[name].shape)}. Check what the loader yields."
+                    f" got {given}. Check what the loader yields."
                 )
-        return values
+            for size, number in zip(shape, given[1:], strict=True):
+                if isinstance(size, Size) and len(size.tokens) == 1:
+                    sizes.setdefault(str(size.tokens[0]), number)
+            sizes.setdefault(BATCH, given[0])
+        return {name: values[name] for name in names}, sizes
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -241,10 +374,28 @@ class Network(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._program = _compile(self._nodes)
+        self.nodes = self._nodes
 
     def extra_repr(self) -> str:
         return f"{len(self._nodes)} nodes, {len(self.exits)} exits"
+
+
+def _answer(node: Node, values: Sequence[Tensor]) -> Any:
+    form = node.settings.get("form")
+    return values[0] if form is None else _formed(form, values)
+
+
+def _formed(form: Any, values: Sequence[Tensor]) -> Any:
+    """Put tensors into a structure: an index, None, or (kind, ...) with kind "tuple", "list", or "dict" and its names."""
+    if form is None:
+        return None
+    if isinstance(form, int):
+        return values[form]
+    kind, *parts = form
+    if kind == "dict":
+        return Outputs({name: _formed(part, values) for name, part in zip(parts[::2], parts[1::2], strict=True)})
+    items = [_formed(part, values) for part in parts]
+    return tuple(items) if kind == "tuple" else items
 
 
 @dataclass(frozen=True)
@@ -255,12 +406,26 @@ class _Step:
     module_of: Callable[[nn.Module], Callable[..., Tensor]] | None
     drop: tuple[str, ...]
     live_after: tuple[str, ...]
+    has_size: bool
+    edges: Mapping[int, Callable[[Tensor], Tensor]] | None = None
+    instead: Callable[..., Tensor] | None = None
 
-    def apply(self, network: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
+    def apply(
+        self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
+    ) -> Tensor:
         inputs = tuple(values[name] for name in self.node.inputs)
+        if self.edges:
+            inputs = tuple(self.edges[i](x) if i in self.edges else x for i, x in enumerate(inputs))
+        if self.instead is not None:
+            return self.instead(*inputs)
         if self.module_of is not None:
             return self.module_of(network)(*inputs)
-        return apply_operation(self.node.op, inputs, self.node.settings)
+        if self.node.op == TENSOR:
+            return tensor_at(network, self.node.path)
+        settings = self.node.settings
+        if self.has_size:
+            settings = {name: resolve(value, sizes) for name, value in settings.items()}
+        return apply_operation(self.node.op, inputs, settings, device)
 
 
 def _compile(nodes: Sequence[Node]) -> list[_Step]:
@@ -296,15 +461,35 @@ def _compile(nodes: Sequence[Node]) -> list[_Step]:
         if node.op == INPUT:
             continue
         module_of = partial(module_at, path=node.path) if node.op == MODULE else None
-        steps.append(_Step(node, module_of, drop, tuple(live) if node.op == EXIT else ()))
+        sized = any(has_size(value) for value in node.settings.values())
+        steps.append(_Step(node, module_of, drop, tuple(live) if node.op == EXIT else (), sized))
     return steps
 
 
+def _per_sample(nodes: Sequence[Node]) -> frozenset[str]:
+    """The nodes whose results depend on the inputs; what parameters and constants give is the same for all samples."""
+    found: set[str] = set()
+    for node in nodes:
+        if node.op == INPUT or found.intersection(node.inputs):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def needed(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that an input, an exit or the output is or depends on."""
+    wanted: set[str] = set()
+    for node in reversed(nodes):
+        if node.op in (INPUT, EXIT, OUTPUT) or node.name in wanted:
+            wanted.update(node.inputs)
+    return [node for node in nodes if node.op in (INPUT, EXIT, OUTPUT) or node.name in wanted]
+
+
 def _check_arity(node: Node) -> None:
+    expected: int | None
     if node.op in OPERATIONS:
         expected = OPERATIONS[node.op].n_inputs
-    elif node.op in (INPUT, MODULE, EXIT, OUTPUT):
-        expected = int(node.op != INPUT)
+    elif node.op in (INPUT, MODULE, TENSOR, EXIT, OUTPUT):
+        expected = None if node.op in (MODULE, OUTPUT) else int(node.op == EXIT)
     else:
         raise TraceError(f'network: the node "{node.name}" has the unknown operation "{node.op}".')
     if len(node.inputs) != (expected if expected is not None else max(1, len(node.inputs))):
@@ -325,6 +510,23 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     root._modules[last] = module
 
 
+def set_tensor(root: nn.Module, path: str, tensor: Tensor) -> None:
+    """Put a parameter or a buffer at the dotted `path` below `root`; a constant of the graph is no part of the state dict."""
+    owner_path, _, name = path.rpartition(".")
+    owner = root
+    for part in owner_path.split(".") if owner_path else ():
+        child = owner._modules.get(part)
+        if child is None:
+            child = owner._modules[part] = nn.Module()
+        owner = child
+    if isinstance(tensor, nn.Parameter):
+        owner._parameters[name] = tensor
+    else:
+        owner._buffers[name] = tensor
+    if path.startswith(CONSTANTS):
+        owner._non_persistent_buffers_set.add(name)
+
+
 def module_at(root: nn.Module, path: str) -> nn.Module:
     """The module at the dotted `path` below `root`. Raises: TraceError: there is none."""
     found: nn.Module | None = root
@@ -335,28 +537,63 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     return found
 
 
-def node_shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """The shape of every node's result for one sample, the batch dimension included as 1; found by computing it."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    parameter = next(network.parameters(), torch.zeros(()))
-    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-    training = [(module, module.training) for module in network.modules()]
-    network.eval()
+def tensor_at(root: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer at the dotted `path` below `root`. Raises: TraceError: there is none."""
+    owner_path, _, name = path.rpartition(".")
+    owner = module_at(root, owner_path)
+    found: Any = owner._parameters.get(name)
+    found = owner._buffers.get(name) if found is None else found
+    found = getattr(owner, name, None) if found is None else found  # under a parametrization
+    if not isinstance(found, Tensor):
+        raise TraceError(f'network: there is no parameter or buffer "{path}".')
+    return found
+
+
+def with_tensors(network: Network, convert: Callable[[Tensor], Tensor], memo: dict[int, Any] | None = None) -> Network:
+    """A copy with the same structure whose tensors are what `convert` makes of them; tied ones stay tied.
+
+    Args:
+        memo: parts of the copy that are there already, by the id of what they stand for.
+    """
+    memo = dict(memo or {})
+    for tensor in [*network.parameters(), *network.buffers()]:
+        made = convert(tensor.detach())
+        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    return copy.deepcopy(network, memo)
+
+
+def without_data(network: Network) -> Network:
+    """A copy whose tensors have shapes but no values, on the meta device, in evaluation mode."""
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        if parametrize.is_parametrized(module):  # whose formula may need the numbers; the shapes do not
+            kind = MODULES.get(str(kind_of(module)))
+            if kind is not None:
+                with torch.device("meta"):
+                    memo[id(module)] = kind.build(kind.describe(module))
+    return with_tensors(network, lambda tensor: torch.empty_like(tensor, device="meta"), memo).eval()
+
+
+def node_shapes(network: Network, batch: int = 1) -> dict[str, tuple[int, ...]]:
+    """The shape of every node's result, for inputs of the example's sizes and `batch` samples; no numbers are computed."""
     try:
-        with torch.no_grad():
-            names = [node.name for node in network.nodes if node.op == INPUT]
-            values = {
-                name: torch.zeros(1, *shape, dtype=dtype, device=parameter.device)
-                for name, shape in zip(names, network.input_shapes, strict=True)
-            }
-            shapes.update({name: tuple(value.shape) for name, value in values.items()})
-            for step in network._program:
-                if step.node.op in (EXIT, OUTPUT):
-                    shapes[step.node.name] = shapes[step.node.inputs[0]]
-                else:
-                    values[step.node.name] = step.apply(network, values)
-                    shapes[step.node.name] = tuple(values[step.node.name].shape)
-    finally:
-        for module, before in training:
-            module.training = before
+        return _shapes(without_data(network), batch)
+    except (NotImplementedError, RuntimeError):  # an operation that needs numbers to tell its shape
+        return _shapes(copy.deepcopy(network).eval(), batch)
+
+
+def _shapes(network: Network, batch: int) -> dict[str, tuple[int, ...]]:
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    drawn = network.random_inputs(batch, torch.Generator(), dtype)
+    inputs = [node.name for node in network.nodes if node.op == INPUT]
+    values = {name: x.to(device) for name, x in zip(inputs, drawn, strict=True)}
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    with torch.no_grad():
+        for node, value in network.steps(values, {**network.hints, BATCH: batch}):
+            if node.op == OUTPUT:
+                shapes[node.name] = shapes[node.inputs[0]]
+            else:
+                shapes[node.name] = tuple(value.shape) if isinstance(value, Tensor) else ()
     return shapes

@@ -1,92 +1,221 @@
 """Surgery that proves itself.
 
 The network without some channels must compute what the network with them computes when each of them is forced to zero at
-every consumer's input edge. Checked in float64 on random inputs, with batch-norm statistics and weights drawn at random so
-that nothing agrees by accident.
+every consumer's input edge. Norms and means over channels take their statistics over the survivors in both. Checked in
+float64 on random inputs, with batch-norm statistics drawn at random so that nothing agrees by accident.
 """
 
-import copy
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import SurgeryError
-from penjing.graph.groups import Channel
-from penjing.graph.network import Network
+from penjing.graph.groups import Force, Grouping, Removal
+from penjing.graph.modules import kind_of
+from penjing.graph.network import MODULE, Network, Node, with_tensors
+from penjing.graph.sizes import Size
 from penjing.graph.surgery import remove_channels
 
 TOLERANCE = 1e-9
+_SMALL_SIDE = 64
 
 
-def prove_removal(network: Network, channels: Sequence[Channel], *, n_inputs: int = 3, seed: int = 0) -> float:
+@dataclass(frozen=True)
+class Proof:
+    """What a proof found.
+
+    Attributes:
+        error: largest relative difference, max |small - forced| / max |forced| over all answers and inputs.
+        effect: the same between the large network and itself with channels forced to zero: what the removal does. A proof in
+            which it is 0 says nothing.
+        changed: the nodes whose statistics are over the survivors; there the function is another one.
+    """
+
+    error: float
+    effect: float
+    changed: tuple[str, ...] = ()
+
+
+def prove_removal(network: Network, removal: Removal, *, n_inputs: int = 3, seed: int = 0) -> Proof:
     """Check a removal of channels before it is made.
 
     Args:
         network: the one to cut; not modified.
-        channels: what is to be removed.
-        n_inputs: random inputs to compare, a batch of two each.
-    Returns: the largest relative error, max |small - forced| / max |forced| over all answers; at most 1e-9.
-    Raises: SurgeryError: the networks differ by more, so the cut must not be made.
+        n_inputs: random inputs to compare.
+    Raises: SurgeryError: the networks differ by more than 1e-9, so the cut must not be made.
     """
+    if not removal.slices:
+        return Proof(0.0, 0.0)
     generator = torch.Generator().manual_seed(seed)
-    large = copy.deepcopy(network).cpu().double().eval()
-    _randomise_norms_(large, generator)
-    small = remove_channels(large, channels)
-    _force_zeros_(large, channels)
-    errors = [0.0]
-    with torch.no_grad():
-        for _ in range(n_inputs):
-            inputs = [
-                torch.randn(2, *shape, dtype=torch.float64, generator=generator) for shape in network.input_shapes
-            ]
-            try:
-                answers = zip(large.all_answers(*inputs), small.all_answers(*inputs), strict=True)
-            except RuntimeError as error:
+    shaken = with_tensors(network, lambda tensor: tensor)  # shares its tensors until they are replaced
+    _randomise_(shaken, generator)
+    large, small = shaken.in_float64().eval(), remove_channels(shaken, removal).in_float64().eval()
+    found = None
+    for side in (_SMALL_SIDE, None):  # pictures may be smaller than the example where the network allows it
+        inputs = _inputs(network, n_inputs, generator, side)
+        if inputs is None:
+            continue
+        try:
+            found = _compare(large, small, removal, inputs)
+            break
+        except (RuntimeError, ValueError) as error:
+            if side is None:
                 raise SurgeryError(
-                    f"surgery: the network without these {len(channels)} channels cannot be computed ({error}); "
+                    f"surgery: the network without these {removal.n_channels} channels cannot be computed ({error}); "
                     "nothing was changed. Please report this network."
                 ) from error
-            for forced, cut in answers:
-                scale = float(forced.abs().max()) or 1.0
-                errors.append(float((forced - cut).abs().max()) / scale)
-    worst = next((e for e in errors if not math.isfinite(e)), max(errors))  # NaN is not larger than anything
-    if not worst <= TOLERANCE:
+    assert found is not None
+    if not found.error <= TOLERANCE:
         raise SurgeryError(
-            f"surgery: the network without these {len(channels)} channels differs from the one with them forced to zero "
-            f"by {worst:.2g} relative (at most {TOLERANCE:g} is allowed); nothing was changed. Please report this network."
+            f"surgery: the network without these {removal.n_channels} channels differs from the one with them forced to zero "
+            f"by {found.error:.2g} relative (at most {TOLERANCE:g}); nothing was changed. Please report this network."
         )
-    return worst
+    return found
 
 
-def _randomise_norms_(network: nn.Module, generator: torch.Generator) -> None:
+def provable(
+    network: Network, grouping: Grouping, chosen: dict[str, list[int]]
+) -> tuple[dict[str, list[int]], dict[str, str], Proof]:
+    """The part of a removal that can be proved, found by halving.
+
+    Returns: what can go, by group; for the groups that must be left alone, the reason; the proof of what can go.
+    """
+    left: dict[str, str] = {}
+
+    def search(names: Sequence[str]) -> list[str]:
+        try:
+            prove_removal(network, grouping.removal({name: chosen[name] for name in names}))
+            return list(names)
+        except SurgeryError as error:
+            if len(names) == 1:
+                left[names[0]] = str(error)
+                return []
+            middle = len(names) // 2
+            return search(names[:middle]) + search(names[middle:])
+
+    names = [name for name, positions in chosen.items() if positions]
+    try:
+        return dict(chosen), left, prove_removal(network, grouping.removal(chosen))
+    except SurgeryError:
+        sound = search(names)
+    while sound:
+        part = {name: chosen[name] for name in sound}
+        try:
+            return part, left, prove_removal(network, grouping.removal(part))
+        except SurgeryError as error:  # sound by themselves, not together
+            left[sound.pop()] = str(error)
+    return {}, left, Proof(0.0, 0.0)
+
+
+def _compare(large: Network, small: Network, removal: Removal, inputs: list[Tensor]) -> Proof:
+    with torch.no_grad():
+        forced = _forced(large, removal, inputs)
+        cut = list(small.all_answers(*inputs))
+        plain = list(large.all_answers(*(x[:1] for x in inputs)))  # one sample shows that there is an effect
+    errors, effects = [0.0], [0.0]
+    for f, c, p in zip(forced, cut, plain, strict=True):
+        if not isinstance(f, Tensor) or not f.numel():
+            continue
+        if f.shape != c.shape:
+            raise RuntimeError(f"its answer has the shape {tuple(c.shape)}, not {tuple(f.shape)}")
+        scale = float(f.double().abs().max()) or 1.0
+        errors.append(float((f.double() - c.double()).abs().max()) / scale)
+        effects.append(float((f[:1].double() - p.double()).abs().max()) / (float(p.double().abs().max()) or 1.0))
+    worst = next((e for e in errors if not math.isfinite(e)), max(errors))  # NaN is not larger than anything
+    return Proof(worst, max(effects), tuple(dict.fromkeys(force.node for force in removal.survivors)))
+
+
+def _forced(network: Network, removal: Removal, inputs: list[Tensor]) -> list[Any]:
+    """The answers of the large network with the removed channels at zero at every consumer's input edge."""
+    edges: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
+    for zero in removal.zeros:
+        inner = edges.get((zero.node, zero.position))
+        edges[zero.node, zero.position] = _zeroing(zero.dim, torch.as_tensor(zero.gone), inner)
+    survivors: dict[str, list[Force]] = {}
+    for force in removal.survivors:
+        survivors.setdefault(force.node, []).append(force)
+    replaced = {
+        name: partial(_over_survivors, network, node, forces)
+        for node in network.nodes
+        for name, forces in survivors.items()
+        if node.name == name
+    }
+    with network.watched(edges), network.replaced(replaced):
+        return list(network.all_answers(*inputs))
+
+
+def _zeroing(dim: int, index: Tensor, inner: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: (inner(x) if inner else x).index_fill(dim, index, 0.0)
+
+
+def _over_survivors(network: Network, node: Node, forces: Sequence[Force], x: Tensor, *affine_inputs: Tensor) -> Tensor:
+    """A norm or mean whose statistics leave the removed channels out."""
+    kept = x
+    for force in forces:
+        stay = torch.as_tensor(np.setdiff1d(np.arange(x.shape[force.dim]), force.gone))
+        kept = kept.index_select(force.dim, stay)
+    if node.op == "mean":
+        return kept.mean(dim=node.settings["dims"], keepdim=node.settings["keepdim"])
+    if node.op == "variance":
+        s = node.settings
+        return kept.var(dim=s["dims"], correction=s["correction"], keepdim=s["keepdim"])
+    if node.op == MODULE:
+        layer: Any = network.get_submodule(node.path)
+        kind, eps = kind_of(layer), layer.eps
+        affine = [t for t in (layer.weight, getattr(layer, "bias", None)) if t is not None]
+    else:
+        kind = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "group_norm": "GroupNorm"}[node.op]
+        eps, affine = node.settings["eps"], list(affine_inputs)
+    dims = tuple(range(1, x.dim())) if kind == "GroupNorm" else (-1,)
+    if kind == "GroupNorm":
+        affine = [t.reshape(-1, *[1] * (x.dim() - 2)) for t in affine]
+    if kind == "RMSNorm":
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        result = x * torch.rsqrt(kept.square().mean(dim=dims, keepdim=True) + eps)
+    else:
+        mean = kept.mean(dim=dims, keepdim=True)
+        result = (x - mean) * torch.rsqrt(kept.var(dim=dims, correction=0, keepdim=True) + eps)
+    if affine:
+        result = result * affine[0]
+    return result + affine[1] if len(affine) > 1 else result
+
+
+def _inputs(network: Network, n: int, generator: torch.Generator, side: int | None) -> list[Tensor] | None:
+    """Random inputs; with a side, pictures of that size. None: there are no larger pictures."""
+    inputs = network.random_inputs(n, generator, torch.float64)
+    if side is None:
+        return inputs
+    if not all(_is_picture(shape) and shape[1] > side for shape in network.input_shapes):  # type: ignore[operator]
+        return None
+    return [x[..., :side, :side].contiguous() for x in inputs]
+
+
+def _is_picture(shape: tuple[int | Size, ...]) -> bool:
+    return len(shape) == 3 and not any(isinstance(size, Size) for size in shape) and shape[1] == shape[2]
+
+
+def _randomise_(network: nn.Module, generator: torch.Generator) -> None:
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            shape = (module.num_features,)
-            with torch.no_grad():
-                for name, low, high in (
-                    ("running_mean", -1, 1),
-                    ("running_var", 0.5, 2),
-                    ("weight", 0.5, 2),
-                    ("bias", -1, 1),
-                ):
-                    tensor = getattr(module, name)
-                    if tensor is not None:
-                        tensor.copy_(torch.rand(shape, dtype=torch.float64, generator=generator) * (high - low) + low)
-
-
-def _force_zeros_(network: Network, channels: Sequence[Channel]) -> None:
-    columns: dict[str, set[int]] = defaultdict(set)
-    for channel in channels:
-        for slot in channel:
-            if slot.role == "in":
-                columns[slot.path].add(slot.index)
-    for path, indices in columns.items():
-        index = torch.tensor(sorted(indices), dtype=torch.int64)
-
-        def force(module: nn.Module, args: tuple[Tensor, ...], index: Tensor = index) -> tuple[Tensor, ...]:
-            return (args[0].index_fill(1, index, 0.0), *args[1:])
-
-        network.get_submodule(path).register_forward_pre_hook(force)
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
+            for name, low, high in (
+                ("running_mean", -1, 1),
+                ("running_var", 0.5, 2),
+                ("weight", 0.5, 2),
+                ("bias", -1, 1),
+            ):
+                tensor = getattr(module, name)
+                if tensor is not None:
+                    drawn = torch.rand(tensor.shape, dtype=torch.float64, generator=generator)
+                    tensor.data = (drawn * (high - low) + low).to(tensor)
+    for parameter in network.parameters():
+        # scales that are all 1 would hide a channel taken for another, a weight that is all 0 everything
+        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            drawn = torch.rand(parameter.shape, dtype=torch.float64, generator=generator)
+            small = float(parameter.detach().flatten()[0].abs()) < 1e-3
+            parameter.data = (0.2 * (drawn - 0.5) if small else drawn + 0.5).to(parameter)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from penjing.errors import SettingError, nearest
-from penjing.graph.ops import kind_of
+from penjing.graph.modules import kind_of
 
 
 def select(layers: Iterable[tuple[str, nn.Module]], patterns: Sequence[str], where: str = "layers") -> list[str]:

@@ -4,8 +4,7 @@ Every function returns a new network and leaves the one it got bit-identical.
 """
 
 import copy
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,56 +12,79 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from penjing.errors import SurgeryError
-from penjing.graph.groups import Channel, Role
-from penjing.graph.network import MODULE, Network, Node, node_shapes, set_module
-from penjing.graph.ops import kind_of
+from penjing.errors import SurgeryError, TraceError
+from penjing.graph.groups import Removal
+from penjing.graph.modules import kind_of
+from penjing.graph.network import (
+    MODULE,
+    TENSOR,
+    Network,
+    Node,
+    module_at,
+    needed,
+    node_shapes,
+    set_module,
+    with_tensors,
+)
 
 
-def remove_channels(network: Network, channels: Iterable[Channel]) -> Network:
-    """Remove channels from every layer they run through.
+def remove_channels(network: Network, removal: Removal) -> Network:
+    """Remove channels from every tensor that they run through.
 
     Args:
-        channels: as `groups.channel_groups` gives them, all slots of each.
+        removal: what `groups.Grouping.removal` made for this network.
     Returns: the smaller network; a removed channel's rows, columns, biases and statistics are gone.
-    Raises: SurgeryError: a layer would lose its last channel.
     """
-    gone: dict[tuple[str, Role], set[int]] = defaultdict(set)
-    for channel in channels:
-        for slot in channel:
-            gone[slot.path, slot.role].add(slot.index)
-    small = copy.deepcopy(network)
-    for (path, role), indices in gone.items():
-        _shrink_(small.get_submodule(path), path, role, indices)
-    small.nodes = small.nodes
+    small = with_tensors(network, lambda tensor: tensor)  # shared for now: what is cut need not be copied whole
+    cut_tensors_(small, removal)
+    nodes = {node.name: node for node in small.nodes}
+    for change in removal.changes:
+        if change.of == "layer":
+            layer = small.get_submodule(change.owner)
+            set_constant_(layer, change.setting, change.position, change.value)
+            continue
+        node = nodes[change.owner]
+        value: Any = change.value
+        if change.position is not None:
+            old = node.settings[change.setting]
+            value = (*old[: change.position], change.value, *old[change.position + 1 :])
+        nodes[change.owner] = replace(node, settings={**node.settings, change.setting: value})
+    small.nodes = [nodes[node.name] for node in small.nodes]
+    shared = {t.data_ptr() for t in [*network.parameters(), *network.buffers()] if t.numel()}
+    for tensor in [*small.parameters(), *small.buffers()]:
+        if tensor.data_ptr() in shared:
+            tensor.data = tensor.data.clone()
     return small
 
 
-def _shrink_(layer: nn.Module, path: str, role: Role, indices: set[int]) -> None:
-    if isinstance(layer, nn.Conv2d):
-        size = layer.in_channels if role == "in" else layer.out_channels
-    elif isinstance(layer, nn.Linear):
-        size = layer.in_features if role == "in" else layer.out_features
-    else:
-        size = int(layer.num_features)  # type: ignore[arg-type]
-    keep = torch.tensor([i for i in range(size) if i not in indices], dtype=torch.int64)
-    if not len(keep):
-        raise SurgeryError(f"surgery: all {size} channels of {path} would be removed; leave it at least one.")
-    if isinstance(layer, nn.Conv2d) and role == "through":
-        layer.groups = layer.groups * len(keep) // size
-        layer.in_channels = layer.groups
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        slice_(layer, "weight", 1 if role == "in" else 0, keep)
-        if role != "in" and layer.bias is not None:
-            slice_(layer, "bias", 0, keep)
-        attribute = {"Conv2d": ("in_channels", "out_channels"), "Linear": ("in_features", "out_features")}
-        names = attribute["Conv2d" if isinstance(layer, nn.Conv2d) else "Linear"]
-        setattr(layer, names[0] if role == "in" else names[1], len(keep))
+def cut_tensors_(model: nn.Module, removal: Removal) -> None:
+    """Cut the tensors of a module with the network's paths; tied tensors stay tied."""
+    cut: dict[tuple[int, int], Tensor] = {}
+    for piece in removal.slices:
+        layer = module_at(model, piece.path)
+        keep = torch.as_tensor(piece.keep)
+        if parametrize.is_parametrized(layer, piece.name):
+            slice_(layer, piece.name, piece.dim, keep)
+            continue
+        key = (id(getattr(layer, piece.name)), piece.dim)
+        if key not in cut:
+            before = getattr(layer, piece.name)
+            slice_(layer, piece.name, piece.dim, keep)
+            cut[key] = getattr(layer, piece.name)
+            cut[id(cut[key]), -1] = before  # keeps the old one alive, so that ids stay unique
+        elif piece.name in layer._parameters:
+            layer._parameters[piece.name] = cut[key]  # type: ignore[assignment]
+        else:
+            layer._buffers[piece.name] = cut[key]
+
+
+def set_constant_(layer: nn.Module, name: str, position: int | None, value: int) -> None:
+    """Set an attribute that is a number, or one of several."""
+    if position is None:
+        setattr(layer, name, value)
         return
-    layer.num_features = len(keep)  # type: ignore[assignment]
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if getattr(layer, name) is not None:
-            slice_(layer, name, 0, keep)
+    old = tuple(getattr(layer, name))
+    setattr(layer, name, (*old[:position], value, *old[position + 1 :]))
 
 
 def slice_(layer: nn.Module, name: str, dim: int, keep: Tensor) -> None:
@@ -89,7 +111,7 @@ def slice_(layer: nn.Module, name: str, dim: int, keep: Tensor) -> None:
 
 def _slice_tensor_(owner: nn.Module, name: str, dim: int, keep: Tensor) -> None:
     tensor = getattr(owner, name)
-    piece = tensor.detach().index_select(dim, keep.to(tensor.device)).clone()
+    piece = tensor.detach().index_select(dim, keep.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
         setattr(owner, name, nn.Parameter(piece, requires_grad=tensor.requires_grad))
     else:
@@ -140,6 +162,32 @@ def insert_after(network: Network, name: str, nodes: Sequence[Node], layers: Map
     return changed.train(network.training)
 
 
+def with_one_answer(network: Network) -> Network:
+    """A network that answers with one tensor: the only one of its answers, or the one called "logits".
+
+    Raises: TraceError: it answers with several tensors, none of them called "logits".
+    """
+    output = network.nodes[-1]
+    form = output.settings.get("form")
+    if form is None:
+        return network
+    names = dict(zip(form[1::2], form[2::2], strict=True)) if isinstance(form, tuple) and form[0] == "dict" else {}
+    index = 0 if len(output.inputs) == 1 else names.get("logits")
+    if not isinstance(index, int):
+        found = ", ".join(names) or f"{len(output.inputs)} tensors"
+        raise TraceError(
+            f'task: the model must answer with one tensor, or have one called "logits"; it answers with {found}. '
+            "Wrap it in a module that returns the answer."
+        )
+    single = copy.deepcopy(network)
+    single.nodes = needed([*network.nodes[:-1], replace(output, inputs=(output.inputs[index],), settings={})])
+    called = {node.path for node in single.nodes if node.op == MODULE}
+    for path in set(network.layers()) - called:
+        parent, _, name = path.rpartition(".")
+        del module_at(single, parent)._modules[name]
+    return single.train(network.training)
+
+
 def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
     """Multiply each batch norm into the convolution or linear layer before it, as evaluation computes it.
 
@@ -174,8 +222,8 @@ def push_biases(network: Network) -> tuple[Network, list[str]]:
         if node.op != MODULE or before is None or before.op != MODULE or len(network.consumers(before.name)) > 1:
             continue
         first, second = moved.get_submodule(before.path), moved.get_submodule(node.path)
-        calls = [sum(n.path == path for n in network.nodes) for path in (before.path, node.path)]
-        plain = not (parametrize.is_parametrized(first) or parametrize.is_parametrized(second)) and calls == [1, 1]
+        plain = not (parametrize.is_parametrized(first) or parametrize.is_parametrized(second))
+        plain = plain and _alone(network, before.path) and _alone(network, node.path)
         if (
             not plain
             or kind_of(first) not in ("Conv2d", "Linear")
@@ -194,6 +242,15 @@ def push_biases(network: Network) -> tuple[Network, list[str]]:
     return moved.train(network.training), without
 
 
+def _alone(network: Network, path: str) -> bool:
+    """Whether a layer is called once and nothing else reads its tensors."""
+    mine = {id(tensor) for tensor in network.get_submodule(path).parameters()}
+    held = [id(t) for m in network.modules() for t in m._parameters.values() if t is not None and id(t) in mine]
+    calls = sum(node.path == path for node in network.nodes if node.op == MODULE)
+    read = any(node.op == TENSOR and node.path.rpartition(".")[0] == path for node in network.nodes)
+    return calls == 1 and not read and len(held) == len(mine)
+
+
 def _mixes_places_alone(layer: nn.Module) -> bool:
     if kind_of(layer) == "Linear":
         return True
@@ -209,8 +266,9 @@ def _fold_one_(network: Network, node: Node, rank: int) -> bool:
     if before.op != MODULE or norm.running_var is None or len(network.consumers(before.name)) > 1:
         return False
     layer = network.get_submodule(before.path)
-    calls = [sum(other.path == path for other in network.nodes) for path in (before.path, node.path)]
-    if kind_of(layer) not in ("Conv2d", "Linear") or parametrize.is_parametrized(layer) or calls != [1, 1]:
+    if kind_of(layer) not in ("Conv2d", "Linear") or parametrize.is_parametrized(layer):
+        return False
+    if not (_alone(network, before.path) and _alone(network, node.path)):
         return False
     if parametrize.is_parametrized(norm) or (
         kind_of(layer) == "Linear" and rank != 2

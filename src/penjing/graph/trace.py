@@ -1,95 +1,256 @@
 """From a user's `nn.Module` to a `Network`: its graph by `torch.export`, with the nodes mapped back to its modules.
 
-The modules that `graph.ops.MODULES` lists stay modules, under their own paths, so that batch norm and dropout still know
-training from evaluation and state-dict keys survive. What a forward method computes by itself becomes an operation.
+    example inputs ── torch.export ── fx graph ── reading (one rule an operation, see `readers`) ── Network ── checked
+
+Layers that `graph.modules.MODULES` lists stay modules, under their own paths, so that batch norm and dropout still know
+training from evaluation and state-dict keys survive. What a forward method computes by itself becomes an operation, what it
+computes of literals alone becomes a constant.
 """
 
+import contextlib
 import copy
+import dataclasses
 import inspect
+import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from penjing.errors import TraceError
-from penjing.graph.network import INPUT, MODULE, OUTPUT, Network, Node
-from penjing.graph.ops import MODULES, kind_of
+from penjing.graph.network import Network
+from penjing.graph.reader import Reader
 
-_SIMPLE = {
-    "relu": "relu",
-    "relu_": "relu",
-    "relu6": "relu6",
-    "sigmoid": "sigmoid",
-    "sigmoid_": "sigmoid",
-    "tanh": "tanh",
-    "tanh_": "tanh",
-    "silu": "silu",
-    "silu_": "silu",
-    "hardswish": "hardswish",
-    "hardswish_": "hardswish",
-    "hardsigmoid": "hardsigmoid",
-}
-_ARITHMETIC = {
-    "add": ("add", "add_scalar"),
-    "add_": ("add", "add_scalar"),
-    "mul": ("multiply", "multiply_scalar"),
-    "mul_": ("multiply", "multiply_scalar"),
-    "sub": ("subtract", None),
-    "sub_": ("subtract", None),
-}
+MARKED_BATCH = 1021
+"""A number of samples that is a factor of no other size."""
+_MAX_MARKED = 1 << 28
+_Exported = tuple[torch.export.ExportedProgram, int | None]
+"""A graph, and the number of samples by which its sizes are known; None where they are symbolic."""
+_Way = Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], _Exported]
+
+
+class _MarkedError(TraceError):
+    """What went wrong with a marked batch; another way may say it better."""
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> Network:
     """Read a module's graph.
 
     Args:
-        model: any module whose operations are in `graph.ops`; it is not modified. A `Network` is copied.
-        inputs: example inputs of `forward`, in order or by name, each (batch, ...). Their batch size does not matter.
-    Returns: a network with copies of the model's modules, which computes the same, in training and in evaluation.
+        model: any module that `torch.export` can read and whose operations are in `graph.ops`; it is not modified. A
+            `Network` is copied.
+        inputs: example inputs of `forward`, in order or by name, each (batch, ...). Their batch size does not matter; the
+            lengths of sequences may differ later where the model allows it.
+    Returns: a network with copies of the model's modules, which computes the same. It is read in evaluation mode: dropout and
+        batch norm are layers and train as they did, but what a forward method itself does only in training (stochastic depth,
+        noise, auxiliary answers, dropout inside attention) is not in it.
     Raises: TraceError: what could not be read, and in which layer.
     """
     if isinstance(model, Network):
         return copy.deepcopy(model)
-    args = () if isinstance(inputs, Mapping) else tuple(inputs)
-    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-    order = list(inspect.signature(model.forward).parameters)  # the network takes them in the model's order
-    kwargs = {name: kwargs[name] for name in sorted(kwargs, key=lambda n: order.index(n) if n in order else len(order))}
-    exported = _export(model, args, kwargs)
-    network = _Reader(model, exported).network([*args, *kwargs.values()])
-    _check(model, network, args, kwargs)
+    _refuse_wrappers(model)
+    args, kwargs = in_order(model, inputs)
+    with evaluating(model):
+        expected = _first_answer(model, args, kwargs)
+    whole, prefix = (_Plain(model), "model.") if _has_dataclass(expected) else (model, "")
+    errors: list[TraceError] = []
+    for export in _ways([*args, *kwargs.values()]):
+        try:
+            with evaluating(model):
+                exported, marked = export(whole, args, kwargs)
+            return _checked(model, Reader(model, exported, prefix, marked), expected, args, kwargs)
+        except TraceError as error:
+            errors.append(error)
+    raise next((e for e in errors if not isinstance(e, _MarkedError)), errors[0])
+
+
+def _ways(examples: Sequence[Tensor]) -> list[_Way]:
+    """How to export, the fastest first; the next one is tried where one fails."""
+    marked = [_marked_export] if all(x.dim() and x[0].numel() * MARKED_BATCH < _MAX_MARKED for x in examples) else []
+    if any(x.dim() in (2, 3) for x in examples):  # a sequence, perhaps
+        return [partial(_export, with_lengths=True), partial(_export, with_lengths=False), *marked]
+    return [*marked, partial(_export, with_lengths=False)]
+
+
+def _checked(
+    model: nn.Module, reader: Reader, expected: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+) -> Network:
+    network = reader.network([*args, *kwargs.values()])
+    _check(model, network, expected, args, kwargs)
     return network
 
 
-def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> torch.export.ExportedProgram:
+class _Plain(nn.Module):
+    """A model whose answer is a dataclass that `torch.export` does not know: answers with a dictionary."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _plain(self.model(*args, **kwargs))
+
+
+def _plain(answer: Any) -> Any:
+    if dataclasses.is_dataclass(answer) and not pytree.is_namedtuple_instance(answer) and not isinstance(answer, dict):
+        return {f.name: _plain(getattr(answer, f.name)) for f in dataclasses.fields(answer)}
+    return answer
+
+
+def _has_dataclass(answer: Any) -> bool:
+    return dataclasses.is_dataclass(answer) and type(answer) not in pytree.SUPPORTED_NODES
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    for wrapper in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+        if isinstance(model, wrapper):
+            raise TraceError(f"trace: the model is wrapped in {type(model).__name__}. Give its .module instead.")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise TraceError(
+            "trace: the model is compiled by torch.compile. Give the module that was compiled (._orig_mod)."
+        )
+    if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        raise TraceError(f"trace: a {type(model).__name__} has lost its layers. Give the module that it was made from.")
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule, nn.DataParallel)):
+            raise TraceError(
+                f'trace: the layer "{name}" is a {type(module).__name__}, which cannot be read. Put the original in its place.'
+            )
+
+
+def in_order(
+    model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The inputs as forward takes them, few samples each, on the model's device."""
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    frozen = copy.deepcopy(model).eval()
+    args = () if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    for name, x in [*enumerate(args), *kwargs.items()]:
+        if not isinstance(x, Tensor):
+            raise TraceError(f"trace: the example input {name} must be a tensor, got {type(x).__name__}.")
+    order = list(inspect.signature(model.forward).parameters)  # the network takes them in the model's order
+    kwargs = {name: kwargs[name] for name in sorted(kwargs, key=lambda n: order.index(n) if n in order else len(order))}
 
     def two(x: Tensor) -> Tensor:
         # a batch of one would be taken for a constant
-        return torch.cat([x[:1], x[:1]]).to(where)
+        return (torch.cat([x[:1], x[-1:]]) if x.dim() else x).detach().to(where)
 
-    arguments = tuple(two(x) for x in args)
-    keywords = {name: two(x) for name, x in kwargs.items()}
-    shapes = torch.export.ShapesCollection()  # by tensor, because forward may take *args
-    for x in (*arguments, *keywords.values()):
-        shapes[x] = {0: torch.export.Dim.AUTO}
-    for name in ("torch.export", "torch._subclasses.fake_tensor"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they have to say is in the error
+    return tuple(two(x) for x in args), {name: two(x) for name, x in kwargs.items()}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards every module as it was: attributes and buffers too.
+
+    Raises: TraceError: its forward method changed a parameter, which cannot be undone.
+    """
+    tables = ("_parameters", "_buffers", "_modules")
+    before = [
+        (module, {name: copy.copy(value) if name in tables else value for name, value in vars(module).items()})
+        for module in model.modules()
+    ]
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    parameters = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]
+    model.eval()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sizes = shapes.dynamic_shapes(frozen, arguments, keywords)
-            return torch.export.export(frozen, arguments, keywords, dynamic_shapes=sizes, strict=False)
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+    for name, parameter, version in parameters:
+        if parameter._version != version:
+            raise TraceError(
+                f"trace: the forward method changes the parameter {name} in place; "
+                "a network whose answer depends on earlier calls cannot be held as a graph."
+            )
+
+
+def answer_of(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Any:
+    """What the model answers, dataclasses as dictionaries."""
+    return _plain(model(*args, **kwargs))
+
+
+def _first_answer(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Any:
+    """What the model says of one sample: the graph is read from two, so what depends on their number shows."""
+    try:
+        with torch.no_grad():
+            return model(
+                *(x[:1].clone() if x.dim() else x for x in args), **{n: x[:1].clone() for n, x in kwargs.items()}
+            )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(
-            f"trace: {_innermost(frozen, error)} could not be read by torch.export: {reason.rstrip('.')}. "
-            "The forward method must not branch on the data, and the example batch must fit it."
+            f"trace: {_innermost(model, error)} cannot compute the example inputs: {_first_line(error)}. "
+            f"They have the shapes {', '.join(str(tuple(x.shape)) for x in [*args, *kwargs.values()])}."
         ) from error
+
+
+def _marked_export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> _Exported:
+    """Export for a number of samples that can be told from every other size: twice as fast as with a symbolic one.
+
+    No numbers are computed for them. Whether every size that depends on the batch was recognised shows when the network is
+    compared with the model for another number of samples.
+    """
+
+    def many(x: Tensor) -> Tensor:
+        return torch.empty(MARKED_BATCH, *x.shape[1:], dtype=x.dtype, device=x.device)
+
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            inputs = tuple(many(x) for x in args), {name: many(x) for name, x in kwargs.items()}
+            return torch.export.export(model, *inputs, strict=False), MARKED_BATCH
+    except Exception as error:
+        raise _MarkedError(_why_not(model, error)) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export's own log says in many lines what is in its error too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], with_lengths: bool) -> _Exported:
+    shapes = torch.export.ShapesCollection()  # by tensor, because forward may take *args
+    for x in (*args, *kwargs.values()):
+        free = {0: torch.export.Dim.AUTO} if x.dim() else {}
+        if with_lengths and x.dim() in (2, 3):
+            free[1] = torch.export.Dim.AUTO
+        shapes[x] = free
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            sizes = shapes.dynamic_shapes(model, args, kwargs)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=sizes, strict=False), None
+    except Exception as error:
+        raise TraceError(_why_not(model, error)) from error
+
+
+def _why_not(model: nn.Module, error: Exception) -> str:
+    return (
+        f"trace: {_innermost(model, error)} could not be read by torch.export: {_first_line(error)}. "
+        "The forward method must not branch on the data, and the example batch must fit it."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _innermost(model: nn.Module, error: BaseException) -> str:
@@ -104,281 +265,31 @@ def _innermost(model: nn.Module, error: BaseException) -> str:
     return f'layer "{found}" ({layer})' if found else layer
 
 
-def _check(model: nn.Module, network: Network, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-    """Never a wrong network: both must answer the example batch alike."""
-    where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    original, copied = copy.deepcopy(model).eval(), copy.deepcopy(network).eval()
-    with torch.no_grad():
-        expected = original(*(x.to(where) for x in args), **{name: x.to(where) for name, x in kwargs.items()})
-        if not isinstance(expected, Tensor):
-            raise TraceError(
-                f"trace: {type(model).__name__} must return one tensor, it returns a {type(expected).__name__}. "
-                "Wrap it in a module that returns the logits."
-            )
+def _check(
+    model: nn.Module, network: Network, expected: Any, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+) -> None:
+    """Never a wrong network: both must answer the example alike."""
+    name = type(model).__name__
+    with evaluating(network), torch.no_grad():
         try:
-            found = copied(*(x.to(where) for x in args), **{name: x.to(where) for name, x in kwargs.items()})
-        except (RuntimeError, TypeError) as error:
+            found = network(*(x[:1] if x.dim() else x for x in args), **{n: x[:1] for n, x in kwargs.items()})
+        except Exception as error:
             raise TraceError(
-                f"trace: the graph read from {type(model).__name__} does not run ({error}). Please report this network."
+                f"trace: the graph read from {name} does not run ({_first_line(error)}). Please report this network."
             ) from error
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        raise TraceError(
-            f"trace: {type(model).__name__} answers {tuple(expected.shape)} in {expected.dtype}, the graph read from it"
-            f" {tuple(found.shape)} in {found.dtype}. Please report this network."
-        )
-    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise TraceError(
-            f"trace: the graph read from {type(model).__name__} does not compute what the model computes "
-            f"(largest difference {float((expected - found).abs().max()):.3g}). Please report this network."
-        )
-
-
-class _Reader:
-    """Walks one exported graph and collects nodes and modules."""
-
-    def __init__(self, model: nn.Module, exported: torch.export.ExportedProgram) -> None:
-        self.model = model
-        self.exported = exported
-        self.nodes: list[Node] = []
-        self.modules: dict[str, nn.Module] = {}
-        self.results: dict[torch.fx.Node, str] = {}
-        self.opened: dict[str, int] = {}
-        self.calls: dict[str, torch.fx.Node] = {}  # by the call's key in the module stack, its last step so far
-        self.taken: set[str] = set()
-
-    def network(self, examples: Sequence[Tensor]) -> Network:
-        inputs = set(self.exported.graph_signature.user_inputs)
-        for node in self.exported.graph.nodes:
-            if node.op == "placeholder":
-                if node.name in inputs:
-                    self._add(node, Node(node.name, INPUT))
-            elif node.op == "call_function":
-                self._call(node)
-            elif node.op == "output":
-                self._output(node)
-        network = Network(self.nodes, self.modules, [tuple(x.shape[1:]) for x in examples])
-        own = {path: layer.training for path, layer in self.modules.items()}
-        network.train(self.model.training)
-        for path, training in own.items():
-            self.modules[path].train(training)  # a frozen batch norm stays frozen
-        return network
-
-    def _add(self, source: torch.fx.Node, node: Node) -> None:
-        node = replace(node, name=self._fresh(node.name))
-        self.nodes.append(node)
-        self.results[source] = node.name
-
-    def _fresh(self, stem: str) -> str:
-        """A name for a node; a layer may be called like an operation, an input or the output."""
-        name, number = stem, 1
-        while name in self.taken:
-            number += 1
-            name = f"{stem}_{number}"
-        self.taken.add(name)
-        return name
-
-    def _output(self, node: torch.fx.Node) -> None:
-        outputs = node.args[0]
-        if not isinstance(outputs, (tuple, list)) or len(outputs) != 1:
+    left = [x for x in pytree.tree_leaves(_plain(expected)) if isinstance(x, Tensor)]
+    right = [x for x in pytree.tree_leaves(found) if isinstance(x, Tensor)]
+    if len(left) != len(right):
+        raise TraceError(f"trace: {name} answers with {len(left)} tensors, the graph read from it with {len(right)}.")
+    for one, other in zip(left, right, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
             raise TraceError(
-                f"trace: {type(self.model).__name__} must return one tensor, it returns {len(outputs)}. "  # type: ignore[arg-type]
-                "Wrap it in a module that returns the logits."
+                f"trace: {name} answers {tuple(one.shape)} in {one.dtype}, the graph read from it {tuple(other.shape)} in"
+                f" {other.dtype}. Either the forward method depends on the number of samples, or this is a fault of penjing's."
             )
-        self.nodes.append(Node(self._fresh("output"), OUTPUT, (self._source(outputs[0], "the output"),)))
-
-    def _source(self, value: Any, where: str) -> str:
-        if not isinstance(value, torch.fx.Node) or value not in self.results:
+        scale = float(one.abs().max()) if one.numel() and one.is_floating_point() else 1.0
+        if not torch.allclose(one, other, rtol=1e-4, atol=1e-5 * max(1.0, scale), equal_nan=True):
             raise TraceError(
-                f"trace: {where} takes {value!r}, which is not the result of a layer "
-                "(a parameter or constant used outside its layer); this is not supported yet."
+                f"trace: the graph read from {name} does not compute what the model computes "
+                f"(largest difference {float((one - other).abs().max()):.3g}). Please report this network."
             )
-        return self.results[value]
-
-    def _call(self, node: torch.fx.Node) -> None:
-        if str(node.target).startswith("aten.sym_size"):
-            return
-        stack = node.meta.get("nn_module_stack") or {}
-        call = next(reversed(stack), "")
-        path = _path(stack[call][0]) if stack else ""
-        layer = self.model.get_submodule(path)
-        kind = kind_of(layer)
-        if kind is not None and path:
-            self._call_layer(node, path, layer, call)
-        elif kind is not None:  # the model itself is one layer
-            raise TraceError("trace: the model is a single layer; put it into a torch.nn.Sequential.")
-        else:
-            self._call_function(node, f'layer "{path}" ({type(layer).__name__})')
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            self.results[node.args[0]] = self.results[node]  # type: ignore[index]  # whoever reads it later sees the change
-
-    def _call_layer(self, node: torch.fx.Node, path: str, layer: nn.Module, call: str) -> None:
-        tensors = [arg for arg in node.args if isinstance(arg, torch.fx.Node) and arg in self.results]
-        if call in self.calls and tensors == [
-            self.calls[call]
-        ]:  # the next step of the same call: reflect, then convolve
-            self.results[node] = self.results[tensors[0]]
-            self.calls[call] = node
-            return
-        if len(tensors) != 1 or not isinstance(node.target, torch._ops.OpOverload):
-            raise TraceError(
-                f'trace: the layer "{path}" ({type(layer).__name__}) computes more than one step; not supported yet.'
-            )
-        name = path.replace(".", "_")
-        self.opened[name] = self.opened.get(name, 0) + 1
-        if self.opened[name] > 1:
-            name = f"{name}_call{self.opened[name]}"
-        if path not in self.modules:
-            self.modules[path] = copy.deepcopy(layer)
-            if hasattr(layer, "inplace"):
-                self.modules[path].inplace = False  # type: ignore[assignment]
-        self._add(node, Node(name, MODULE, (self.results[tensors[0]],), path))
-        self.calls[call] = node
-
-    def _call_function(self, node: torch.fx.Node, where: str) -> None:
-        target = node.target
-        op = target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else str(target)
-        reader = _READERS.get(op)
-        if reader is None and op in _SIMPLE:
-            self._add(node, Node(node.name, _SIMPLE[op], (self._source(node.args[0], where),)))
-        elif reader is None and op in _ARITHMETIC:
-            self._arithmetic(node, op, where)
-        elif reader is None:
-            raise TraceError(
-                f"trace: the operation {op} in {where} is not supported yet. "
-                "Known are convolution, linear, batch norm, pooling, activations, add, multiply, concat, flatten and mean."
-            )
-        else:
-            reader(self, node, where)
-
-    def _arithmetic(self, node: torch.fx.Node, op: str, where: str) -> None:
-        tensor_op, scalar_op = _ARITHMETIC[op]
-        left, right = node.args[:2]
-        if isinstance(right, (int, float)) and scalar_op:
-            self._add(node, Node(node.name, scalar_op, (self._source(left, where),), settings={"value": float(right)}))
-        elif isinstance(left, torch.fx.Node) and not node.kwargs:
-            if _shape(left)[1:] != _shape(right)[1:]:
-                raise TraceError(
-                    f"trace: {op} in {where} combines shapes {_shape(left)} and {_shape(right)}; "
-                    "broadcasting is not supported yet."
-                )
-            self._add(node, Node(node.name, tensor_op, (self._source(left, where), self._source(right, where))))
-        else:
-            raise TraceError(f"trace: {op} in {where} with these arguments is not supported yet.")
-
-    def one(self, node: torch.fx.Node, op: str, where: str, **settings: Any) -> None:
-        """Add an operation of one tensor."""
-        self._add(node, Node(node.name, op, (self._source(node.args[0], where),), settings=settings))
-
-
-def _path(entry: str) -> str:
-    return entry.split("@")[0]
-
-
-def _shape(node: Any) -> tuple[Any, ...]:
-    return tuple(node.meta["val"].shape) if isinstance(node, torch.fx.Node) else ()
-
-
-def _arg(node: torch.fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return (values[0], values[-1])
-
-
-def _flatten(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    before, after = _shape(node.args[0]), _shape(node)
-    tail = 1
-    for size in before[1:]:
-        tail *= size
-    if len(after) == 2 and after[1] == tail and after[0] == before[0]:
-        reader.one(node, "flatten", where, start_dim=1)
-    elif tuple(before) == tuple(after):
-        reader.results[node] = reader._source(node.args[0], where)
-    else:
-        raise TraceError(f"trace: the reshape from {tuple(before)} to {tuple(after)} in {where} is not supported yet.")
-
-
-def _pool(op: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
-    def read(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-        kernel = _pair(node.args[1])
-        stride = _pair(_arg(node, 2, "stride", None) or kernel)
-        if len(node.args) > 4:
-            raise TraceError(f"trace: {op} in {where} with dilation, ceil_mode or a divisor is not supported yet.")
-        reader.one(node, op, where, kernel_size=kernel, stride=stride, padding=_pair(_arg(node, 3, "padding", 0)))
-
-    return read
-
-
-def _mean(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    rank = len(_shape(node.args[0]))
-    dims = tuple(int(d) for d in _arg(node, 1, "dim", None) or range(rank))
-    _keeps_samples_apart(dims, rank, "mean", where)
-    reader.one(node, "mean", where, dims=dims, keepdim=bool(_arg(node, 2, "keepdim", False)))
-
-
-def _keeps_samples_apart(dims: Sequence[int], rank: int, op: str, where: str) -> None:
-    if any(d % rank == 0 for d in dims):
-        raise TraceError(
-            f"trace: {op} in {where} runs along the batch dimension; each sample must be computed by itself. "
-            "Move that step behind the network."
-        )
-
-
-def _dropout(kind: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
-    def read(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-        if kind == "Dropout2d" and len(_shape(node)) != 4:
-            raise TraceError(
-                f"trace: channel dropout of a result of shape {_shape(node)} in {where} is not supported yet."
-            )
-        path = f"functional_{node.name}"
-        while path in reader.modules:
-            path += "_"
-        reader.modules[path] = MODULES[kind].build({"p": float(node.args[1])})  # type: ignore[arg-type]
-        reader.modules[path].train(reader.model.training)
-        reader._add(node, Node(node.name, MODULE, (reader._source(node.args[0], where),), path))
-
-    return read
-
-
-def _concat(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    parts = tuple(reader._source(part, where) for part in node.args[0])  # type: ignore[union-attr]
-    dim = int(_arg(node, 1, "dim", 0))
-    _keeps_samples_apart([dim], len(_shape(node)), "concat", where)
-    reader._add(node, Node(node.name, "concat", parts, settings={"dim": dim}))
-
-
-def _softmax(op: str) -> Callable[[_Reader, torch.fx.Node, str], None]:
-    def read(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-        dim = int(_arg(node, 1, "dim", 1))
-        _keeps_samples_apart([dim], len(_shape(node)), op, where)
-        reader.one(node, op, where, dim=dim)
-
-    return read
-
-
-def _same(reader: _Reader, node: torch.fx.Node, where: str) -> None:
-    reader.results[node] = reader._source(node.args[0], where)
-
-
-_READERS: dict[str, Callable[[_Reader, torch.fx.Node, str], None]] = {
-    "flatten": _flatten,
-    "view": _flatten,
-    "reshape": _flatten,
-    "_unsafe_view": _flatten,
-    "contiguous": _same,
-    "detach_": _same,
-    "alias": _same,
-    "adaptive_avg_pool2d": lambda r, n, w: r.one(n, "adaptive_avg_pool2d", w, output_size=_pair(n.args[1])),
-    "max_pool2d": _pool("max_pool2d"),
-    "avg_pool2d": _pool("avg_pool2d"),
-    "mean": _mean,
-    "dropout": _dropout("Dropout"),
-    "feature_dropout": _dropout("Dropout2d"),
-    "cat": _concat,
-    "softmax": _softmax("softmax"),
-    "log_softmax": _softmax("log_softmax"),
-    "gelu": lambda r, n, w: r.one(n, "gelu", w, approximate=str(n.kwargs.get("approximate", "none"))),
-    "leaky_relu": lambda r, n, w: r.one(n, "leaky_relu", w, negative_slope=float(_arg(n, 1, "negative_slope", 0.01))),
-}

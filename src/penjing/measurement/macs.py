@@ -1,34 +1,66 @@
 """Work: multiply-accumulates. 1 MAC = one multiplication and one addition."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from penjing.graph.network import EXIT, MODULE, OUTPUT, Network, Node, node_shapes
 
+Shape = tuple[int, ...]
 
-def layer_macs(layer: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+
+def layer_macs(layer: nn.Module, input_shape: Shape, output_shape: Shape) -> int:
     """MACs of one layer for one sample.
 
-    Conv2d: (in / groups) * kernel height * kernel width * out * output height * output width.
+    Convolution: (in / groups) * kernel * out * output places; transposed: (out / groups) * kernel * in * input places.
     Linear: in * out * positions.  Everything else, biases and norms included: 0.
     """
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return layer.out_channels // layer.groups * math.prod(layer.kernel_size) * math.prod(input_shape[1:])
+    if isinstance(layer, nn.modules.conv._ConvNd):
         return layer.in_channels // layer.groups * math.prod(layer.kernel_size) * math.prod(output_shape[1:])
     if isinstance(layer, nn.Linear):
         return layer.in_features * math.prod(output_shape[1:])
     return 0
 
 
+def operation_macs(op: str, settings: Mapping[str, Any], inputs: Sequence[Shape], output: Shape) -> int:
+    """MACs of one operation for one sample.
+
+    matmul: numbers in the result * summed length.  einsum: product of the sizes of all its letters.  attention: queries * keys
+    * (width of keys + width of values) in every head.  linear, convolution: as the layers.  Everything else: 0.
+    """
+    if op == "matmul":
+        return math.prod(output) * inputs[0][-1]
+    if op == "linear":
+        return math.prod(output) * inputs[1][1]
+    if op == "convolution":
+        return math.prod(inputs[1]) * math.prod(inputs[0][2:] if settings["transposed"] else output[2:])
+    if op == "attention":
+        query, key, value = inputs[:3]
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if op == "einsum" and "." not in settings["equation"]:
+        terms = str(settings["equation"]).split("->")[0].split(",")
+        sizes = {
+            letter: n for term, shape in zip(terms, inputs, strict=True) for letter, n in zip(term, shape, strict=True)
+        }
+        return math.prod(sizes.values())
+    return 0
+
+
 def macs_by_node(network: Network) -> dict[str, int]:
     """MACs of every node for one sample, by the node's name."""
     shapes = node_shapes(network)
-    return {
-        node.name: layer_macs(network.get_submodule(node.path), shapes[node.inputs[0]], shapes[node.name])
-        if node.op == MODULE
-        else 0
-        for node in network.nodes
-    }
+    found: dict[str, int] = {}
+    for node in network.nodes:
+        inputs = [shapes[name] for name in node.inputs]
+        if node.op == MODULE:
+            found[node.name] = layer_macs(network.get_submodule(node.path), inputs[0], shapes[node.name])
+        else:
+            found[node.name] = operation_macs(node.op, node.settings, inputs, shapes[node.name])
+    return found
 
 
 def macs_to_exits(network: Network) -> list[int]:

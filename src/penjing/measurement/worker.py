@@ -70,7 +70,7 @@ def _artifact(order: dict[str, Any]) -> _Ready:
         columns = [stored[str(i)] for i in range(len(network.input_shapes))]
         samples = [[column[i : i + 1] for column in columns] for i in range(len(columns[0]))]
     else:
-        samples = [[torch.randn(order["batch"], *shape, generator=generator) for shape in network.input_shapes]]
+        samples = [network.random_inputs(order["batch"], generator)]
 
     def call(inputs: list[torch.Tensor]) -> Any:
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from penjing.errors import SettingError
-from penjing.graph import Channel, Group, channel_groups, prove_removal, remove_channels, select
+from penjing.graph import Group, channel_groups, prove_removal, remove_channels, select
 from penjing.pruning.magnitude import magnitude_scores
 from penjing.pruning.taylor import taylor_scores
 from penjing.shapes import Json
@@ -34,7 +34,7 @@ def choose_channels(
         at_most: largest fraction of a group's channels that may go.
     Returns: per group the positions of its channels to remove, ascending.
     """
-    room = [max(0, min(len(g.channels) - keep_at_least, math.floor(at_most * len(g.channels)))) for g in groups]
+    room = [max(0, min(g.n_channels - keep_at_least, math.floor(at_most * g.n_channels))) for g in groups]
     ranked = sorted(
         ((float(value), g, c) for g, found in enumerate(scores) for c, value in enumerate(found)), key=lambda item: item
     )
@@ -68,7 +68,7 @@ class PruneChannels(TrainedStage):
         grouping = channel_groups(bench.network)
         patterns = f"{self.label}: layers"
         chosen = set(select(bench.network.layers().items(), self.layers, patterns))
-        start = sum(len(g.channels) for g in grouping.groups if chosen & set(g.producers))
+        start = sum(g.n_channels for g in grouping.groups if chosen & set(g.producers))
         if not start:
             kept = "; ".join(f"{path}: {reason}" for path, reason in grouping.kept.items())
             raise SettingError(f"{self.label}: none of the chosen layers has channels that can be removed ({kept}).")
@@ -76,19 +76,20 @@ class PruneChannels(TrainedStage):
         for turn in range(1, self.rounds + 1):
             left = round(start * (1 - self.sparsity) ** (turn / self.rounds))
             removed.append(self._one_round(bench, turn, chosen, left))
-        widths = {g.name: len(g.channels) for g in channel_groups(bench.network).groups}
+        widths = {g.name: g.n_channels for g in channel_groups(bench.network).groups}
         bench.facts |= {"channels left": widths, "kept whole": grouping.kept, "removed in each round": removed}
 
     def _one_round(self, bench: Workbench, turn: int, chosen: set[str], left: int) -> Json:
-        groups = [g for g in channel_groups(bench.network).groups if chosen & set(g.producers)]
-        n_remove = sum(len(g.channels) for g in groups) - left
+        grouping = channel_groups(bench.network)
+        groups = [g for g in grouping.groups if chosen & set(g.producers)]
+        n_remove = sum(g.n_channels for g in groups) - left
 
         def choose() -> Json:
             scores = self._scores(bench, groups)
             if self.uniform:
-                share = n_remove / sum(len(g.channels) for g in groups)
+                share = n_remove / sum(g.n_channels for g in groups)
                 each = [
-                    choose_channels([g], [s], round(share * len(g.channels)), keep_at_least=self.keep_at_least)[0]
+                    choose_channels([g], [s], round(share * g.n_channels), keep_at_least=self.keep_at_least)[0]
                     for g, s in zip(groups, scores, strict=True)
                 ]
             else:
@@ -96,14 +97,14 @@ class PruneChannels(TrainedStage):
             return {g.name: positions for g, positions in zip(groups, each, strict=True) if positions}
 
         decision: dict[str, list[int]] = bench.decide(f"round-{turn}", choose)
-        gone: list[Channel] = [g.channels[i] for g in groups for i in decision.get(g.name, [])]
-        if len(gone) < n_remove:
+        removal = grouping.removal(decision)
+        if removal.n_channels < n_remove:
             bench.warn(
-                f"round {turn}: only {len(gone)} of {n_remove} channels can go, every layer keeps {self.keep_at_least}"
+                f"round {turn}: only {removal.n_channels} of {n_remove} channels can go, every layer keeps {self.keep_at_least}"
             )
-        if gone:
-            prove_removal(bench.network, gone)
-            bench.network = remove_channels(bench.network, gone)
+        if removal.n_channels:
+            prove_removal(bench.network, removal)
+            bench.network = remove_channels(bench.network, removal)
         bench.train(self.schedule(), self.parts(bench), f"round-{turn}")
         return {name: len(positions) for name, positions in decision.items()}
 

@@ -1,10 +1,9 @@
 """Importance of a channel by how much the loss would change without it, to first order."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penjing.graph import Group, Network
 from penjing.training import Batch
@@ -24,63 +23,57 @@ def taylor_scores(
     Returns: per group (channels,), at least 0.
     Source: Molchanov et al. 2017, arXiv:1611.06440, eq. 8, taken at the readers' inputs so that coupled channels add up.
     """
-    readers = sorted(
-        {slot.path for group in groups for channel in group.channels for slot in channel if slot.role == "in"}
-    )
-    read: dict[str, list[Tensor]] = {path: [] for path in readers}
+    seen: dict[tuple[str, int], list[Tensor]] = {(read.node, read.position): [] for g in groups for read in g.reads}
 
-    def note(path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not args[0].requires_grad:
-                return None
-            edge = args[0].view_as(args[0])  # this reader's own: others may read the same tensor, with other gradients
-            edge.retain_grad()
-            read[path].append(edge)
-            return (edge, *args[1:])
+    def note(edge: tuple[str, int]) -> Callable[[Tensor], Tensor]:
+        def watch(x: Tensor) -> Tensor:
+            if not x.requires_grad:
+                return x
+            own = x.view_as(x)  # this reader's own: others may read the same tensor, with other gradients
+            own.retain_grad()
+            seen[edge].append(own)
+            return own
 
-        return hook
+        return watch
 
-    index = [_columns(group) for group in groups]
-    totals = [torch.zeros(len(group.channels), dtype=torch.float64) for group in groups]
-    hooks = [network.get_submodule(path).register_forward_pre_hook(note(path)) for path in readers]
+    totals = [torch.zeros(group.n_channels, dtype=torch.float64) for group in groups]
     training, n = network.training, 0
     network.eval()
     try:
-        for batch in batches:
-            for tensors in read.values():
-                tensors.clear()
-            with torch.enable_grad():
-                value = loss(batch)
-                torch.autograd.backward(value, inputs=[t for tensors in read.values() for t in tensors])
-            n += batch.size
-            for total, columns in zip(totals, index, strict=True):
-                change = torch.zeros(batch.size, len(total), dtype=torch.float64)
-                for path, (channels, places) in columns.items():
-                    for tensor in read[path]:
-                        if tensor.grad is not None:
-                            product = (
-                                (tensor.detach() * tensor.grad).flatten(2).sum(-1)
-                                if tensor.dim() > 2
-                                else tensor.detach() * tensor.grad
-                            )
-                            change.index_add_(1, channels, product.double().cpu()[:, places])
-                # the loss is a mean over the batch: its gradient is a sample's own, divided by the batch's size
-                total += change.abs().sum(0) * batch.size
+        with network.watched({edge: note(edge) for edge in seen}):
+            for batch in batches:
+                for tensors in seen.values():
+                    tensors.clear()
+                with torch.enable_grad():
+                    value = loss(batch)
+                    torch.autograd.backward(value, inputs=[t for tensors in seen.values() for t in tensors])
+                n += batch.size
+                for total, group in zip(totals, groups, strict=True):
+                    # the loss is a mean over the batch: its gradient is a sample's own, divided by the batch's size
+                    total += _changes(group, seen, batch.size).abs().sum(0) * batch.size
     finally:
-        for hook in hooks:
-            hook.remove()
         network.train(training)
     return [(total / max(n, 1)).float() for total in totals]
 
 
-def _columns(group: Group) -> dict[str, tuple[Tensor, Tensor]]:
-    """By reader: which channel of the group, and which input of the reader, pair by pair."""
-    pairs: dict[str, list[tuple[int, int]]] = {}
-    for position, channel in enumerate(group.channels):
-        for slot in channel:
-            if slot.role == "in":
-                pairs.setdefault(slot.path, []).append((position, slot.index))
-    return {
-        path: (torch.tensor([p for p, _ in found]), torch.tensor([i for _, i in found]))
-        for path, found in pairs.items()
-    }
+def _changes(group: Group, seen: Mapping[tuple[str, int], Sequence[Tensor]], n: int) -> Tensor:
+    """For each sample and channel, the sum of a dL/da over places and readers, (samples, channels).
+
+    Results whose first dimension is not the batch's, or that times something, count each entry of it as a sample.
+    """
+    found: list[Tensor] = []
+    for read in group.reads:
+        for tensor in seen[read.node, read.position]:
+            if tensor.grad is None:
+                continue
+            product = (tensor.detach() * tensor.grad).movedim(read.dim, -1).double().cpu()
+            n_rows = n if read.dim > 0 and len(product) % n == 0 else len(product)
+            per_channel = product.reshape(n_rows, -1, product.shape[-1]).sum(1)  # (samples, indices)
+            change = torch.zeros(n_rows, group.n_channels, dtype=torch.float64)
+            found.append(
+                change.index_add_(1, torch.as_tensor(read.channels), per_channel[:, torch.as_tensor(read.indices)])
+            )
+    if not found:
+        return torch.zeros(n, group.n_channels, dtype=torch.float64)
+    alike = {len(change) for change in found} == {n}
+    return torch.stack(found).sum(0) if alike else torch.cat([change.abs() for change in found])

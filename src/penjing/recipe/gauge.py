@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from penjing.artifact import inspect, load
+from penjing.files import write_atomically
 from penjing.graph import Network
 from penjing.graph.network import INPUT
 from penjing.measurement import (
@@ -33,7 +34,6 @@ from penjing.measurement import (
 )
 from penjing.representation import named_weights, plain
 from penjing.training import Task
-from penjing.training.checkpoint import write_atomically
 
 N_SAMPLES, ROUNDS, SECONDS = 32, 5, 0.12
 

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from penjing.artifact import encode, load
 from penjing.errors import RunError, SettingError, nearest
 from penjing.export import Export, export_onnx
-from penjing.graph import Network, trace
+from penjing.files import write_atomically
+from penjing.graph import Network, trace, with_one_answer
 from penjing.measurement import SCHEMA_VERSION, Record, answer
 from penjing.recipe import findings
 from penjing.recipe.budget import Budget
@@ -44,7 +45,7 @@ from penjing.recipe.table import summary_table
 from penjing.representation import named_weights, representations
 from penjing.shapes import Json
 from penjing.training import BASELINE, Journal, Stage, Task, Train, Workbench, new_accelerator
-from penjing.training.checkpoint import load_state, write_atomically
+from penjing.training.checkpoint import load_state
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
 from penjing.version import __version__
@@ -199,7 +200,7 @@ class _Running:
         """The whole run. Returns the content of `report.json`."""
         begun = time.monotonic()
         example = self.task.example()
-        network = trace(model, example.kwargs or example.args)
+        network = with_one_answer(trace(model, example.kwargs or example.args))
         if self.task.is_classification:  # labels that do not fit should stop a run before hours of training
             first = next(self.task.batches(self.task.valid))
             with torch.no_grad():

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from penjing.errors import SettingError
+from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import Network, set_module
-from penjing.graph.ops import MODULES, kind_of
 
 
 class Representation(nn.Module):
@@ -65,8 +65,12 @@ def representations(layer: nn.Module, name: str) -> list[Representation]:
 
 def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Every parameter as the layers use it: (full name, owner, name in the owner), hidden originals left out."""
+    hidden: set[int] = set()
+    for owner in module.modules():
+        if parametrize.is_parametrized(owner):
+            hidden.update(id(part) for part in owner.get_submodule("parametrizations").modules())
     for path, owner in module.named_modules():
-        if ".parametrizations" in f".{path}":
+        if id(owner) in hidden:
             continue
         names = list(owner._parameters)
         if parametrize.is_parametrized(owner):

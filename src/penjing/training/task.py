@@ -92,9 +92,9 @@ def explained(network: nn.Module, batch: Batch) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        expected = sorted(getattr(network, "input_shapes", ()))
+        expected = sorted(getattr(network, "input_shapes", ()), key=str)
         inputs = [*batch.args, *batch.kwargs.values()]
-        given = sorted(tuple(x.shape[1:]) for x in inputs)
+        given = sorted((tuple(x.shape[1:]) for x in inputs), key=str)
         dtype = next((p.dtype for p in network.parameters()), torch.float32)
         if not expected or (given == expected and all(x.dtype == dtype for x in inputs)):
             raise

@@ -4,7 +4,8 @@ from penjing.artifact.codecs.codebook import CodebookCodec
 from penjing.artifact.codecs.codec import Codec, Decoded, Sink, Source
 from penjing.artifact.codecs.mask import MaskCodec
 from penjing.artifact.codecs.plain import Constant, Plain
+from penjing.artifact.codecs.same import Same
 
-CODECS: tuple[Codec, ...] = (Plain(), Constant(), CodebookCodec(), MaskCodec())
+CODECS: tuple[Codec, ...] = (Plain(), Constant(), CodebookCodec(), MaskCodec(), Same())
 
 __all__ = ["CODECS", "Codec", "Decoded", "Sink", "Source"]

@@ -71,3 +71,7 @@ class Codec(ABC):
     @abstractmethod
     def read(self, shape: tuple[int, ...], variant: int, source: Source) -> Decoded:
         """Take the tensor from the source. Raises: ArtifactError: what `write` would not have written."""
+
+    def skip(self, shape: tuple[int, ...], variant: int, source: Source) -> None:
+        """Pass over the tensor. What has symbols in the stream that tensors share must be decoded for that."""
+        self.read(shape, variant, source)
