@@ -275,7 +275,7 @@ def test_an_unsound_removal_is_not_proved() -> None:
     crossed = [two if one.path == "head" else one for one, two in zip(first.slices, second.slices, strict=True)]
     with pytest.raises(SurgeryError, match="differs from the one with them forced to zero"):
         prove_removal(network, replace(first, slices=tuple(crossed)))
-    with pytest.raises(SurgeryError, match="cannot be computed"):
+    with pytest.raises(SurgeryError, match=r"cannot be computed|says of itself"):
         prove_removal(network, replace(first, slices=tuple(s for s in first.slices if s.path != "head")))
     with torch.no_grad():
         network.get_submodule("head").weight[0, 3] = float("nan")

@@ -14,7 +14,8 @@ After the number of records come the records, each with a code of `CODES`:
     output              nothing
     formed output       the structure of the answer
     input               name, shape
-    typed input         name; sizes in the example that are new here, as a tuple, for the symbols from the next number on;
+    typed input         name; sizes in the example that are new here, as a tuple, for the symbols from the next number on, each
+                        with its smallest and largest as a tuple where there are limits;
                         shape, which may have a `Size`; dtype, low and high, each None where it is not given
     tensor              path; 0 for a parameter, 1 for a buffer, each with its shape, 2 for what a module or a record before has
     entry               name: a network of its own begins; all of a file begin so, or none
@@ -166,7 +167,7 @@ class _Writer:
             if node.op == MODULE:
                 self._module(node.path, network.get_submodule(node.path), distances)
             elif node.op == INPUT:
-                self._input(node, next(shapes), network.hints, symbols)
+                self._input(node, next(shapes), network, symbols)
             elif node.op == TENSOR:
                 self._tensor(node.path, network, known)
             elif node.op == OUTPUT and (node.settings.get("form") is not None or len(distances) > 1):
@@ -194,7 +195,8 @@ class _Writer:
             self.first[id(module)] = len(self.numbers)
         self.numbers[key] = len(self.numbers)
 
-    def _input(self, node: Node, shape: tuple[int | Size, ...], hints: Mapping[str, int], symbols: list[str]) -> None:
+    def _input(self, node: Node, shape: tuple[int | Size, ...], network: Network, symbols: list[str]) -> None:
+        hints, limits = network.hints, network.limits
         if not node.settings and not any(isinstance(size, Size) for size in shape):
             self.start(INPUT, [])
             write_string(self.to, node.name)
@@ -205,7 +207,7 @@ class _Writer:
         symbols += new
         self.start(_TYPED_INPUT, [])
         write_string(self.to, node.name)
-        write_value(self.to, tuple(hints[symbol] for symbol in new))
+        write_value(self.to, tuple((hints[s], *limits[s]) if s in limits else hints[s] for s in new))
         _shape(resolve(shape, {**hints, BATCH: 1}))
         write_value(self.to, shape, symbols)
         for name in _TYPE_SETTINGS:
@@ -254,6 +256,7 @@ class _Draft:
         self.tensors: dict[str, Tensor] = {}
         self.shapes: list[tuple[int | Size, ...]] = []
         self.hints: dict[str, int] = {}
+        self.limits: dict[str, tuple[int, int]] = {}
         self.symbols = [BATCH]
         self.taken: set[str] = set()
 
@@ -269,7 +272,7 @@ class _Draft:
         for path in self.tensors:
             if path.rpartition(".")[0] in self.modules or path in self.modules:
                 raise ArtifactError(f'artifact: the graph has a tensor "{path}" beside a module of that path.')
-        return Network(self.records, self.modules, self.shapes, self.hints, self.tensors)
+        return Network(self.records, self.modules, self.shapes, self.hints, self.tensors, self.limits)
 
 
 class _Reader:
@@ -349,11 +352,19 @@ class _Reader:
 
     def _typed_input(self, inputs: tuple[str, ...], draft: _Draft) -> Node:
         name = read_string(self.of)
-        sizes = _shape(read_value(self.of))
-        for size in sizes:
+        sizes = read_value(self.of)
+        for size in sizes if isinstance(sizes, tuple) else (None,):
             symbol = f"s{len(draft.symbols)}"
+            hint, *limits = size if isinstance(size, tuple) and size else (size,)
+            _shape((hint,))
+            if len(limits) not in (0, 2) or any(
+                type(limit) is not int or not 0 <= limit < _MAX_DIM for limit in limits
+            ):
+                raise ArtifactError("artifact: the limits of a size are none.")
             draft.symbols.append(symbol)
-            draft.hints[symbol] = int(size)
+            draft.hints[symbol] = hint
+            if limits:
+                draft.limits[symbol] = (limits[0], limits[1])
         if len(draft.symbols) > MAX_SYMBOLS:
             raise ArtifactError(f"artifact: the inputs have more than {MAX_SYMBOLS} sizes that may differ.")
         shape = read_value(self.of, draft.symbols)

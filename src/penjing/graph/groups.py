@@ -143,12 +143,20 @@ class Grouping:
     """
 
     def __init__(self, network: Network, labels: Labels, resolved: Resolved) -> None:
+        self._network = network
         self._labels = labels
         self._resolved = resolved
         self._sites = _with_tied_owners(network, labels.sites)
         self.groups: tuple[Group, ...] = ()
         self.kept: dict[str, str] = {}
         self._collect()
+
+    @property
+    def producers(self) -> dict[str, nn.Module]:
+        """The layers that produce channels, by path; for a parameter of the model itself, under its name, the model."""
+        modules = dict(self._network.named_modules())
+        paths = dict.fromkeys(path for group in self.groups for path in group.producers)
+        return {path: modules.get(path, self._network) for path in paths}
 
     def group(self, name: str) -> Group:
         """The group of that name. Raises: SurgeryError: there is none."""

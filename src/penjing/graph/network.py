@@ -32,6 +32,20 @@ from penjing.graph.sizes import BATCH, Size, has_size, resolve
 INPUT, MODULE, TENSOR, EXIT, OUTPUT = "input", "module", "tensor", "exit", "output"
 CONSTANTS = "constants."
 """Where tensors live that forward methods make of literals alone."""
+_HOLDS_PLACES = (
+    "reshape",
+    "expand",
+    "resize",
+    "full",
+    "arange",
+    "slice",
+    "slice_scatter",
+    "pad",
+    "roll",
+    "repeat",
+    "index",
+)
+"""Operations with constants that may have come from the example's height and width."""
 NEVER = 2.0
 """An exit threshold that no confidence reaches: the exit is there but nobody leaves."""
 
@@ -59,7 +73,7 @@ class Node:
     scope: str = field(default="", compare=False)
 
 
-_OWN = ("nodes", "_nodes", "_program", "_per_sample", "input_shapes", "hints")
+_OWN = ("nodes", "_nodes", "_program", "_per_sample", "at_any_places", "input_shapes", "hints", "limits")
 
 
 class Outputs(dict[str, Any]):
@@ -95,6 +109,7 @@ class Network(nn.Module):
         tensors: parameters and buffers that nodes read and that belong to none of the modules, by path.
         input_shapes: the shape of each input without the batch dimension; a `Size` where it may differ from call to call.
         hints: for every symbol in them the size it had in the example.
+        limits: for symbols that may not have every size, the smallest and the largest; 0 where there is none.
 
     Calling it: inputs in order or by the names of the input nodes, each (batch, *input_shape).
     Returns, in evaluation, the answers, (batch, ...), each from the exit where the sample left;
@@ -108,13 +123,16 @@ class Network(nn.Module):
         input_shapes: Sequence[tuple[int | Size, ...]],
         hints: Mapping[str, int] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
+        limits: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
         self._nodes: tuple[Node, ...] = ()
         self._program: list[_Step] = []
         self._per_sample: frozenset[str] = frozenset()
+        self.at_any_places = True
         self.input_shapes = tuple(tuple(shape) for shape in input_shapes)
         self.hints = dict(hints or {})
+        self.limits = dict(limits or {})
         for path, module in modules.items():
             set_module(self, path, module)
         for path, tensor in (tensors or {}).items():
@@ -140,6 +158,7 @@ class Network(nn.Module):
         self._program = _compile(nodes)
         self._nodes = tuple(nodes)
         self._per_sample = _per_sample(nodes)
+        self.at_any_places = not any(node.op in _HOLDS_PLACES or node.op.endswith("_scalar") for node in nodes)
 
     @property
     def exits(self) -> list[Node]:
@@ -355,7 +374,10 @@ class Network(nn.Module):
         sizes: dict[str, int] = {}
         for name, shape in zip(names, self.input_shapes, strict=True):
             given = tuple(values[name].shape)
-            fits = len(given) == len(shape) + 1 and (not shape or isinstance(shape[0], Size) or given[1] == shape[0])
+            fixed = [(s, g) for s, g in zip(shape, given[1:], strict=False) if not isinstance(s, Size)]
+            if self.at_any_places:  # places may be more or fewer than in the example, channels not
+                fixed = fixed[:1]
+            fits = len(given) == len(shape) + 1 and all(s == g for s, g in fixed)
             if not fits:
                 raise DataError(
                     f'network: its input "{name}" must have the shape (batch, {", ".join(map(str, shape))}),'
@@ -365,6 +387,11 @@ class Network(nn.Module):
                 if isinstance(size, Size) and len(size.tokens) == 1:
                     sizes.setdefault(str(size.tokens[0]), number)
             sizes.setdefault(BATCH, given[0])
+        for symbol, (low, high) in self.limits.items():
+            if sizes.get(symbol, low) < low or (high and sizes.get(symbol, 0) > high):
+                raise DataError(
+                    f"network: the size {symbol} of its inputs must be {low or 1} to {high or 'any'}, got {sizes[symbol]}."
+                )
         return {name: values[name] for name in names}, sizes
 
     def __getstate__(self) -> dict[str, Any]:
@@ -586,9 +613,13 @@ def _shapes(network: Network, batch: int) -> dict[str, tuple[int, ...]]:
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    drawn = network.random_inputs(batch, torch.Generator(), dtype)
+    if device.type == "meta":  # nothing to draw
+        drawn = [x.to("meta") for x in network.random_inputs(1, torch.Generator(), dtype)]
+        drawn = [torch.empty((batch, *x.shape[1:]), dtype=x.dtype, device="meta") for x in drawn]
+    else:
+        drawn = [x.to(device) for x in network.random_inputs(batch, torch.Generator(), dtype)]
     inputs = [node.name for node in network.nodes if node.op == INPUT]
-    values = {name: x.to(device) for name, x in zip(inputs, drawn, strict=True)}
+    values = dict(zip(inputs, drawn, strict=True))
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     with torch.no_grad():
         for node, value in network.steps(values, {**network.hints, BATCH: batch}):

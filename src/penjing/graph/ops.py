@@ -303,6 +303,7 @@ OPERATIONS: dict[str, Operation] = {
         n_inputs=0,
         creates=True,
     ),
+    "detach": _unary(torch.detach),
 }
 
 

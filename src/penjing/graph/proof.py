@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from penjing.errors import SurgeryError
 from penjing.graph.groups import Force, Grouping, Removal
-from penjing.graph.modules import kind_of
+from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import MODULE, Network, Node, with_tensors
 from penjing.graph.sizes import Size
 from penjing.graph.surgery import remove_channels
 
 TOLERANCE = 1e-9
 _SMALL_SIDE = 64
+_NOTHING = 1e-12
+"""An effect that rounding has too."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ def prove_removal(network: Network, removal: Removal, *, n_inputs: int = 3, seed
     generator = torch.Generator().manual_seed(seed)
     shaken = with_tensors(network, lambda tensor: tensor)  # shares its tensors until they are replaced
     _randomise_(shaken, generator)
-    large, small = shaken.in_float64().eval(), remove_channels(shaken, removal).in_float64().eval()
+    cut = remove_channels(shaken, removal)
+    _check_constants(cut, removal)
+    large, small = shaken.in_float64().eval(), cut.in_float64().eval()
+    large.at_any_places = small.at_any_places = True
     found = None
     for side in (_SMALL_SIDE, None):  # pictures may be smaller than the example where the network allows it
         inputs = _inputs(network, n_inputs, generator, side)
@@ -113,6 +118,23 @@ def provable(
     return {}, left, Proof(0.0, 0.0)
 
 
+def _check_constants(network: Network, removal: Removal) -> None:
+    """Layers must say of themselves what their tensors are: files are made of what they say."""
+    owners = [change.owner for change in removal.changes if change.of == "layer"]
+    layers = network.layers()
+    for path in dict.fromkeys([*owners, *(piece.path for piece in removal.slices)]):
+        kind = MODULES.get(str(kind_of(layers[path]))) if path in layers else None
+        if kind is None:
+            continue
+        with torch.device("meta"):
+            fresh = kind.build(kind.describe(layers[path]))
+        for name, tensor in [*fresh._parameters.items(), *fresh._buffers.items()]:
+            if tensor is not None and getattr(layers[path], name).shape != tensor.shape:
+                raise SurgeryError(
+                    f"surgery: {path}.{name} would not be what the layer says of itself; nothing was changed."
+                )
+
+
 def _compare(large: Network, small: Network, removal: Removal, inputs: list[Tensor]) -> Proof:
     with torch.no_grad():
         forced = _forced(large, removal, inputs)
@@ -128,7 +150,10 @@ def _compare(large: Network, small: Network, removal: Removal, inputs: list[Tens
         errors.append(float((f.double() - c.double()).abs().max()) / scale)
         effects.append(float((f[:1].double() - p.double()).abs().max()) / (float(p.double().abs().max()) or 1.0))
     worst = next((e for e in errors if not math.isfinite(e)), max(errors))  # NaN is not larger than anything
-    return Proof(worst, max(effects), tuple(dict.fromkeys(force.node for force in removal.survivors)))
+    effect = max(effects)
+    return Proof(
+        worst, effect if effect > _NOTHING else 0.0, tuple(dict.fromkeys(force.node for force in removal.survivors))
+    )
 
 
 def _forced(network: Network, removal: Removal, inputs: list[Tensor]) -> list[Any]:

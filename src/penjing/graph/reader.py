@@ -17,8 +17,11 @@ from penjing.graph.ops import DTYPES
 from penjing.graph.readers import IN_LAYER, READERS, REBUILT
 from penjing.graph.sizes import BATCH, Size
 
+RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell")
 MAX_CONSTANT = 1 << 24
 """Elements of the largest constant that is computed while reading."""
+MAX_LENGTH = 1 << 40
+"""A length that is no limit."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,7 @@ class Reader:
         self.constants: dict[int, tuple[Tensor, str]] = {}
         self.taken: set[str] = set()
         self.symbols: dict[str, str] = {}
-        self.sizes_of: dict[str, Size] = {}
-        self.output_form: Any = None
-        own = exported.graph_module if isinstance(exported.graph_module, nn.Module) else None
-        self.scopes: list[nn.Module | None] = [own]
+        self.limits: dict[str, tuple[int, int]] = {}
         self.owners = dict(model.named_modules(remove_duplicate=False))
 
     # --- the whole -------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Reader:
             elif node.op == "output":
                 self._output(node)
         self._drop_unused()
-        network = Network(self.nodes, self.modules, shapes, hints, self._own_tensors())
+        network = Network(self.nodes, self.modules, shapes, hints, self._own_tensors(), self.limits)
         own = {path: layer.training for path, layer in self.modules.items()}
         network.train(self.model.training)
         for path, training in own.items():
@@ -107,7 +107,9 @@ class Reader:
             )
         shapes: list[tuple[Any, ...]] = []
         hints: dict[str, int] = {}
-        inputs = set(signature.user_inputs)
+        inputs = set(signature.user_inputs)  # each of these is made anew when it is asked for
+        stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = signature.inputs_to_lifted_tensor_constants
         given = iter(examples)
         for node in self.exported.graph.nodes:
             if node.op != "placeholder":
@@ -115,12 +117,10 @@ class Reader:
             if node.name in inputs:
                 if isinstance(node.meta.get("val"), Tensor):
                     shapes.append(self._input(node, next(given), hints))
-            elif node.name in signature.inputs_to_parameters:
-                self.values[node] = Stored(self.own_path(signature.inputs_to_parameters[node.name]))
-            elif node.name in signature.inputs_to_buffers:
-                self.values[node] = Stored(self.own_path(signature.inputs_to_buffers[node.name]))
-            elif node.name in signature.inputs_to_lifted_tensor_constants:
-                held = self.exported.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
+            elif node.name in stored:
+                self.values[node] = Stored(self.own_path(stored[node.name]))
+            elif node.name in constants:
+                held = self.exported.constants[constants[node.name]]
                 self.values[node] = held.detach().clone()
         return shapes, hints
 
@@ -136,6 +136,8 @@ class Reader:
                 self.symbols[symbol] = BATCH if dim == 0 else f"s{len(self.symbols)}"
                 if dim:
                     hints[self.symbols[symbol]] = example.shape[dim]
+        for dim, size in enumerate(value.shape):
+            self._limit(size, node.name, dim)
         if isinstance(self.size(value.shape[0], node.name), int):
             raise TraceError(
                 f'trace: the model works only for {value.shape[0]} samples at a time in its input "{node.name}": its forward '
@@ -148,6 +150,25 @@ class Reader:
             settings |= {"low": int(example.min()), "high": int(example.max())}
         self.add(node, Node(node.name, INPUT, settings=settings))
         return tuple(self.size(size, f'the input "{node.name}"') for size in value.shape[1:])
+
+    def _limit(self, size: Any, name: str, dim: int) -> None:
+        """Note the smallest and largest size that the graph is right for."""
+        if not isinstance(size, torch.SymInt):
+            return
+        limits = self.exported.range_constraints.get(size.node.expr)
+        if limits is None:
+            return
+        low = int(limits.lower) if limits.lower > 2 else 0  # export never says less than 2
+        high = int(limits.upper) if limits.upper < MAX_LENGTH else 0
+        if dim == 0 and (low or high):
+            most = high or "any number"
+            raise TraceError(
+                f"trace: the forward method does something else for fewer than {low} or more than {most} samples in its input "
+                f'"{name}"; a graph does the same for all.'
+            )
+        symbol = self.symbols.get(str(size.node.expr))
+        if symbol is not None and (low or high):
+            self.limits[symbol] = (low, high)
 
     def _output(self, node: torch.fx.Node) -> None:
         specs = self.exported.graph_signature.output_specs
@@ -240,8 +261,12 @@ class Reader:
         name = getattr(node.target, "__name__", str(node.target))
         if isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool, bool)):
             return  # arithmetic of sizes; whoever uses it finds the expression
+        if name == "wrap_with_autocast":
+            raise TraceError(
+                f"trace: {self.where(node)} computes under torch.autocast. Take that out; train with mixed precision instead."
+            )
         bodies = [a for a in node.args if isinstance(a, torch.fx.Node) and a.op == "get_attr"]
-        if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast") or len(bodies) != 1:
+        if name != "wrap_with_set_grad_enabled" or len(bodies) != 1:
             raise TraceError(f"trace: {name} in {self.where(node)} is not supported.")
         body: Any = getattr(bodies[0].graph.owning_module, str(bodies[0].target))
         outer = list(node.args[node.args.index(bodies[0]) + 1 :])
@@ -254,7 +279,12 @@ class Reader:
                 self.read(inner)
             elif inner.op == "output":
                 results = inner.args[0] if isinstance(inner.args[0], (tuple, list)) else (inner.args[0],)
-                self.values[node] = tuple(self.values.get(result) for result in results)
+                found = tuple(self.values.get(result) for result in results)
+                learns = name != "wrap_with_set_grad_enabled" or node.args[0]
+                self.values[node] = found if learns else tuple(self._detached(node, value) for value in found)
+
+    def _detached(self, node: torch.fx.Node, value: Any) -> Any:
+        return self.emit(node, "detach", value) if isinstance(value, (Result, Stored)) else value
 
     def _fold(self, node: torch.fx.Node) -> bool:
         """Compute at once what depends on literals alone."""
@@ -310,33 +340,74 @@ class Reader:
         kind = kind_of(layer) if layer is not None else None
         if layer is None or kind is None or not path or op.removesuffix("_") not in IN_LAYER.get(kind, ()):
             return False
+        if kind in RECURRENT:
+            return self._recurrent(node, path, layer)
+        padded = getattr(layer, "padding_mode", "zeros") != "zeros"
+        if "pad" in op and not (padded and call not in self.calls):
+            return False  # a hook's
         tensors = [a for a in node.args if isinstance(a, torch.fx.Node) and a in self.values]
         own = [a for a in tensors if isinstance(self.values[a], Stored)]
         inputs = [a for a in tensors if a not in own]
-        if call in self.calls and inputs == [
-            self.calls[call]
-        ]:  # the next step of the same call: reflect, then convolve
+        if padded and "conv" in op and call in self.calls and inputs == [self.calls[call]]:  # reflect, then convolve
             self.values[node] = self.value(inputs[0])
-            self.calls[call] = node
+            del self.calls[call]
             return True
         if len(inputs) != 1 or any(not self._belongs(a, layer) for a in own):
             return False
         if own and len(own) != sum(t is not None for t in self._tensors_of(layer)):
             return False
-        if not own and op not in ("pad",) and any(t is not None for t in self._tensors_of(layer)):
+        if not own and "pad" not in op and any(t is not None for t in self._tensors_of(layer)):
             return False  # its weight is computed: a parametrization, or weight norm as a hook
-        if op == "pad" and any("parametrizations" in name for name, _ in layer.named_children()):
+        if "pad" in op and "parametrizations" in layer._modules:
             return False
-        if path not in self.modules:
-            held = copy.deepcopy(layer, self.memo)
-            held._forward_hooks.clear()  # what they compute is in the graph
-            held._forward_pre_hooks.clear()
-            if hasattr(held, "inplace"):
-                held.inplace = False
-            self.modules[path] = held
+        self._hold(path, layer)
         self.call_module(node, path, inputs[0])
-        self.calls[call] = node
+        if "pad" in op:
+            self.calls[call] = node
         return True
+
+    def _hold(self, path: str, layer: nn.Module) -> None:
+        """Copy a layer that stays as it is."""
+        if path in self.modules:
+            return
+        held = copy.deepcopy(layer, self.memo)
+        held._forward_hooks.clear()  # what they compute is in the graph
+        held._forward_pre_hooks.clear()
+        if hasattr(held, "inplace"):
+            held.inplace = False  # type: ignore[assignment]
+        self.modules[path] = held
+
+    def _recurrent(self, node: torch.fx.Node, path: str, layer: nn.Module) -> bool:
+        """A recurrent layer that starts from zeros, as its own call without a state does."""
+        states = [a for x in node.args[1:2] for a in (x if isinstance(x, (list, tuple)) else [x])]
+        if not all(isinstance(state, torch.fx.Node) and self._is_zero(state) for state in states):
+            return False
+        self._hold(path, layer)
+        self.call_module(node, path, node.args[0])  # type: ignore[arg-type]
+        whole = self.values[node]
+        is_lstm, is_cell = isinstance(layer, (nn.LSTM, nn.LSTMCell)), isinstance(layer, nn.RNNCellBase)
+        if is_cell and not is_lstm:
+            return True
+        places = [(0,), (1,)] if is_cell or not is_lstm else [(0,), (1, 0), (1, 1)]  # lstm answers (y, (h, c))
+
+        def at(place: tuple[int, ...]) -> Any:
+            def read(item: torch.fx.Node) -> Any:
+                value = whole
+                for index in place:
+                    value = self.emit(item, "item", value, index=index)
+                return value
+
+            return read
+
+        self.values[node] = tuple(at(place) for place in places)
+        return True
+
+    def _is_zero(self, node: torch.fx.Node) -> bool:
+        value = self.values.get(node)
+        if isinstance(value, Tensor):
+            return not bool(value.any())
+        made = next((n for n in reversed(self.nodes) if isinstance(value, Result) and n.name == value.name), None)
+        return made is not None and made.op == "full" and made.settings["value"] == 0
 
     def _tensors_of(self, layer: nn.Module) -> list[Tensor | None]:
         counters = ("num_batches_tracked",)
@@ -450,7 +521,8 @@ class Reader:
     def where(self, node: torch.fx.Node) -> str:
         """The layer whose forward method an fx node comes from, for messages."""
         path = self.scope(node)
-        return f'layer "{path}" ({type(self.owners.get(path, self.model)).__name__})'
+        name = type(self.owners.get(path, self.model)).__name__
+        return f'layer "{path}" ({name})' if path else name
 
     def scope(self, node: torch.fx.Node) -> str:
         """The path of that layer."""
@@ -619,6 +691,9 @@ def _form(spec: Any, leaves: Any, model: str) -> Any:
         return next(leaves)
     children = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs
     kind, context = spec.type, spec.context
+    fields = getattr(context, "_fields", None)  # of a namedtuple
+    if fields is not None and len(fields) == len(children):
+        context = list(fields)
     if kind in (tuple, list):
         return (kind.__name__, *(_form(child, leaves, model) for child in children))
     if kind is type(None):
@@ -631,9 +706,7 @@ def _form(spec: Any, leaves: Any, model: str) -> Any:
     if isinstance(names, (list, tuple)) and len(names) == len(children) and all(isinstance(n, str) for n in names):
         parts = [_form(child, leaves, model) for child in children]
         return ("dict", *(item for pair in zip(names, parts, strict=True) for item in pair))
-    if isinstance(kind, type) and issubclass(kind, tuple):
-        return ("tuple", *(_form(child, leaves, model) for child in children))
     raise TraceError(
-        f"trace: {model} returns a {getattr(kind, '__name__', kind)}; tensors, tuples, lists, dictionaries and dataclasses "
-        "of tensors are supported."
+        f"trace: {model} returns a {getattr(kind, '__name__', kind)}; tensors, tuples, lists, dictionaries with words as keys "
+        "and dataclasses of tensors are supported."
     )

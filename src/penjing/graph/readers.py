@@ -87,6 +87,15 @@ def _same(reader: Reader, node: FxNode, where: str) -> None:
     reader.values[node] = reader.value(node.args[0])  # type: ignore[arg-type]
 
 
+def _detach(reader: Reader, node: FxNode, where: str) -> None:
+    """No gradient goes this way; constants have none."""
+    value = reader.value(node.args[0])  # type: ignore[arg-type]
+    if isinstance(value, Tensor):
+        reader.values[node] = value
+    else:
+        reader.emit(node, "detach", value)
+
+
 def _clone(reader: Reader, node: FxNode, where: str) -> None:
     """A value of its own: what is done to it in place is not done to the parameter that it was."""
     reader.values[node] = reader.result(reader.value(node.args[0]), where)  # type: ignore[arg-type]
@@ -738,7 +747,7 @@ def _dropout(kind: str) -> Rule:
 
 def _recurrent(reader: Reader, node: FxNode, where: str) -> None:
     raise TraceError(
-        f"trace: a recurrent layer in {where} must be a torch.nn module of its own whose output alone is used."
+        f"trace: the recurrent operation in {where} must be a torch.nn LSTM, GRU, LSTMCell or GRUCell that starts from zeros."
     )
 
 
@@ -769,7 +778,6 @@ _UNARY = {
 }
 _ALIASES = (
     "contiguous",
-    "detach",
     "alias",
     "lift_fresh_copy",
     "lift_fresh",
@@ -783,6 +791,7 @@ READERS: dict[str, Rule] = {
     **{aten: _plain(op) for aten, op in _UNARY.items()},
     **dict.fromkeys(_ALIASES, _same),
     "clone": _clone,
+    "detach": _detach,
     **dict.fromkeys(
         (
             "view",
@@ -916,8 +925,7 @@ READERS: dict[str, Rule] = {
     "upsample_bicubic2d": _resize("bicubic"),
     "pixel_shuffle": _pixel("pixel_shuffle", "upscale_factor"),
     "pixel_unshuffle": _pixel("pixel_unshuffle", "downscale_factor"),
-    "lstm": _recurrent,
-    "gru": _recurrent,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"), _recurrent),
 }
 
 IN_LAYER: dict[str, tuple[str, ...]] = {
@@ -959,6 +967,10 @@ IN_LAYER: dict[str, tuple[str, ...]] = {
     "AvgPool2d": ("avg_pool2d",),
     "Flatten": ("flatten",),
     "PixelShuffle": ("pixel_shuffle",),
+    "LSTM": ("lstm",),
+    "GRU": ("gru",),
+    "LSTMCell": ("lstm_cell",),
+    "GRUCell": ("gru_cell",),
 }
 """The operations that a layer of each kind consists of; anything else in its call came from a hook."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from penjing.graph.labels import Axis, Edge, Labels, Split, Value
 from penjing.graph.modules import MODULES, kind_of
-from penjing.graph.network import MODULE, Network, Node
+from penjing.graph.network import CONSTANTS, MODULE, Network, Node
 from penjing.graph.ops import OPERATIONS
 from penjing.graph.sizes import Size
 
@@ -406,17 +406,23 @@ def _matmul(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Va
         [Value(left.shape[:-2], left.axes[:-2]), Value(right.shape[:-2], right.axes[:-2])],
         shape[:-2],
     )
-    if right.learned and right.axes[-1] is not None:
-        labels.produced.append((_owner(labels, right), right.axes[-1]))
+    _produce(labels, left, left.axes[-2])
+    _produce(labels, right, right.axes[-1])
     return Value(shape, (*lead.axes, left.axes[-2], right.axes[-1]))
 
 
 def _owner(labels: Labels, value: Value) -> str:
-    """The path of the layer whose parameter this is, as far as it is one."""
+    """The path of the layer whose parameter this is; of the model's own parameters the name."""
     for site in labels.sites:
         if any(axis is site.labels for axis in value.axes):
-            return site.path
+            return site.path.partition(".parametrizations.")[0] or site.name
     return ""
+
+
+def _produce(labels: Labels, value: Value, axis: Axis) -> None:
+    """Channels come into being: rows of a weight. Those of a constant of the graph are not a layer's."""
+    if axis is not None and value.learned and not f"{(owner := _owner(labels, value))}.".startswith(CONSTANTS):
+        labels.produced.append((owner, axis))
 
 
 def _einsum(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Value:
@@ -439,6 +445,10 @@ def _einsum(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Va
         for _, _, other in operands[1:]:
             axis = labels.same(axis, other, reason)
         axes[letter] = axis
+    for term, value in zip(left.split(","), inputs, strict=True):
+        for letter, axis in zip(term, value.axes, strict=True):
+            if letter in right:
+                _produce(labels, value, axis)
     return Value(shape, tuple(axes[letter] for letter in right))
 
 
@@ -489,8 +499,7 @@ def _linear(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Va
     _attend(labels, inputs[:2])
     x, weight = inputs[:2]
     found = _linear_on(labels, node, x, weight, inputs[2] if len(inputs) > 2 else None, shape, node.name)
-    if weight.axes[0] is not None and weight.learned:
-        labels.produced.append((_owner(labels, weight), weight.axes[0]))
+    _produce(labels, weight, weight.axes[0])
     return found
 
 
@@ -571,8 +580,7 @@ def _convolution(labels: Labels, node: Node, inputs: list[Value], shape: Shape) 
     bias = inputs[2] if len(inputs) > 2 else None
     weight = inputs[1]
     out = weight.axes[1 if s["transposed"] else 0]
-    if out is not None and weight.learned:
-        labels.produced.append((_owner(labels, weight), out))
+    _produce(labels, weight, out)
     return _convolution_on(labels, node, inputs[0], weight, bias, shape, s["groups"], s["transposed"], node.name)
 
 
@@ -609,8 +617,7 @@ def _weight_norm(labels: Labels, node: Node, inputs: list[Value], shape: Shape) 
 def _embedding(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Value:
     indices, weight = inputs
     labels.lock(weight.axes[0], "its rows are looked up by number")
-    if weight.axes[1] is not None and weight.learned:
-        labels.produced.append((_owner(labels, weight), weight.axes[1]))
+    _produce(labels, weight, weight.axes[1])
     labels.lock_all(indices, "they are places, not channels")
     return Value(shape, (*[None] * len(indices.shape), weight.axes[1]))
 

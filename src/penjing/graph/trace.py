@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,9 +54,11 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
     """
     if isinstance(model, Network):
         return copy.deepcopy(model)
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"trace: the model must be a torch.nn.Module, got {type(model).__name__}.")
     _refuse_wrappers(model)
     args, kwargs = in_order(model, inputs)
-    with evaluating(model):
+    with evaluating(model), _custom_functions() as custom:
         expected = _first_answer(model, args, kwargs)
     whole, prefix = (_Plain(model), "model.") if _has_dataclass(expected) else (model, "")
     errors: list[TraceError] = []
@@ -63,7 +66,10 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
         try:
             with evaluating(model):
                 exported, marked = export(whole, args, kwargs)
-            return _checked(model, Reader(model, exported, prefix, marked), expected, args, kwargs)
+            network = _checked(model, Reader(model, exported, prefix, marked), expected, args, kwargs)
+            if custom:
+                _check_gradients(model, network, args, kwargs, custom)
+            return network
         except TraceError as error:
             errors.append(error)
     raise next((e for e in errors if not isinstance(e, _MarkedError)), errors[0])
@@ -85,6 +91,64 @@ def _checked(
     return network
 
 
+@contextlib.contextmanager
+def _custom_functions() -> Iterator[list[str]]:
+    """The names of the torch.autograd.Functions that are applied within; their backward is in no graph."""
+    found: list[str] = []
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        found.append(cls.__name__)
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    function: Any = torch.autograd.Function
+    function.apply = classmethod(apply)
+    try:
+        yield found
+    finally:
+        function.apply = original
+
+
+def _check_gradients(
+    model: nn.Module,
+    network: Network,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor],
+    custom: Sequence[str],
+) -> None:
+    """Both must learn alike."""
+    left, right = (_gradients(m, args, kwargs) for m in (model, network))
+    for name in left if right else ():
+        one, other = left[name], right.get(name)
+        scale = float(one.abs().max())
+        other = torch.zeros_like(one) if other is None else other
+        if not torch.allclose(one, other, rtol=1e-2, atol=1e-3 * scale + 1e-8, equal_nan=True):
+            raise TraceError(
+                f'trace: the gradient of "{name}" is another one in the graph than in the model, because '
+                f"{', '.join(dict.fromkeys(custom))} has a backward of its own, which a graph cannot hold."
+            )
+
+
+def _gradients(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By parameter, the gradient of a weighted sum of the answers for one sample; empty where nothing can learn."""
+    with evaluating(model), torch.enable_grad():
+        answer = model(*(_one(x) for x in args), **{name: _one(x) for name, x in kwargs.items()})
+        leaves = [x for x in pytree.tree_leaves(_plain(answer)) if isinstance(x, Tensor) and x.requires_grad]
+        if not leaves:
+            return {}
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        sums = [
+            (x * torch.arange(1, x.numel() + 1, device=x.device).reshape(x.shape).cos()).sum().double() for x in leaves
+        ]
+        found = torch.autograd.grad(torch.stack(sums).sum(), list(named.values()), allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
+
+
+def _one(x: Tensor) -> Tensor:
+    """The first sample; a copy, because forward may change it."""
+    return x[:1].clone() if x.dim() else x
+
+
 class _Plain(nn.Module):
     """A model whose answer is a dataclass that `torch.export` does not know: answers with a dictionary."""
 
@@ -97,13 +161,19 @@ class _Plain(nn.Module):
 
 
 def _plain(answer: Any) -> Any:
+    if type(answer) in (dict, list, tuple):
+        items = answer.items() if isinstance(answer, dict) else enumerate(answer)
+        plain = {key: _plain(value) for key, value in items}
+        return plain if isinstance(answer, dict) else type(answer)(plain.values())
     if dataclasses.is_dataclass(answer) and not pytree.is_namedtuple_instance(answer) and not isinstance(answer, dict):
         return {f.name: _plain(getattr(answer, f.name)) for f in dataclasses.fields(answer)}
     return answer
 
 
 def _has_dataclass(answer: Any) -> bool:
-    return dataclasses.is_dataclass(answer) and type(answer) not in pytree.SUPPORTED_NODES
+    parts = list(answer.values()) if type(answer) is dict else list(answer) if type(answer) in (tuple, list) else []
+    unknown = dataclasses.is_dataclass(answer) and type(answer) not in pytree.SUPPORTED_NODES
+    return unknown or any(_has_dataclass(part) for part in parts)
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
@@ -121,6 +191,15 @@ def _refuse_wrappers(model: nn.Module) -> None:
             raise TraceError(
                 f'trace: the layer "{name}" is a {type(module).__name__}, which cannot be read. Put the original in its place.'
             )
+        if "quantized" in type(module).__module__.split("."):
+            raise TraceError(
+                f'trace: the layer "{name}" ({type(module).__name__}) is quantized. Give the float model; penjing quantizes.'
+            )
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise TraceError(f'trace: "{name}" of a lazy layer has no size yet. Call the model once before.')
+        if tensor.is_meta:
+            raise TraceError(f'trace: "{name}" is on the meta device and has no numbers. Load the weights first.')
 
 
 def in_order(
@@ -133,6 +212,8 @@ def in_order(
     for name, x in [*enumerate(args), *kwargs.items()]:
         if not isinstance(x, Tensor):
             raise TraceError(f"trace: the example input {name} must be a tensor, got {type(x).__name__}.")
+        if x.is_meta or (x.dim() and not len(x)):
+            raise TraceError(f"trace: the example input {name} has no {'numbers' if x.is_meta else 'samples'}.")
     order = list(inspect.signature(model.forward).parameters)  # the network takes them in the model's order
     kwargs = {name: kwargs[name] for name in sorted(kwargs, key=lambda n: order.index(n) if n in order else len(order))}
 
@@ -184,9 +265,7 @@ def _first_answer(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[st
     """What the model says of one sample: the graph is read from two, so what depends on their number shows."""
     try:
         with torch.no_grad():
-            return model(
-                *(x[:1].clone() if x.dim() else x for x in args), **{n: x[:1].clone() for n, x in kwargs.items()}
-            )
+            return model(*(_one(x) for x in args), **{n: _one(x) for n, x in kwargs.items()})
     except Exception as error:
         raise TraceError(
             f"trace: {_innermost(model, error)} cannot compute the example inputs: {_first_line(error)}. "
@@ -272,7 +351,7 @@ def _check(
     name = type(model).__name__
     with evaluating(network), torch.no_grad():
         try:
-            found = network(*(x[:1] if x.dim() else x for x in args), **{n: x[:1] for n, x in kwargs.items()})
+            found = network(*(_one(x) for x in (*args, *kwargs.values())))
         except Exception as error:
             raise TraceError(
                 f"trace: the graph read from {name} does not run ({_first_line(error)}). Please report this network."

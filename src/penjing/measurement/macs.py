@@ -18,11 +18,11 @@ def layer_macs(layer: nn.Module, input_shape: Shape, output_shape: Shape) -> int
     Linear: in * out * positions.  Everything else, biases and norms included: 0.
     """
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return layer.out_channels // layer.groups * math.prod(layer.kernel_size) * math.prod(input_shape[1:])
+        return layer.out_channels // layer.groups * math.prod(layer.kernel_size) * math.prod(input_shape)
     if isinstance(layer, nn.modules.conv._ConvNd):
-        return layer.in_channels // layer.groups * math.prod(layer.kernel_size) * math.prod(output_shape[1:])
+        return layer.in_channels // layer.groups * math.prod(layer.kernel_size) * math.prod(output_shape)
     if isinstance(layer, nn.Linear):
-        return layer.in_features * math.prod(output_shape[1:])
+        return layer.in_features * math.prod(output_shape)
     return 0
 
 
@@ -37,7 +37,7 @@ def operation_macs(op: str, settings: Mapping[str, Any], inputs: Sequence[Shape]
     if op == "linear":
         return math.prod(output) * inputs[1][1]
     if op == "convolution":
-        return math.prod(inputs[1]) * math.prod(inputs[0][2:] if settings["transposed"] else output[2:])
+        return math.prod(inputs[1]) * inputs[0][0] * math.prod(inputs[0][2:] if settings["transposed"] else output[2:])
     if op == "attention":
         query, key, value = inputs[:3]
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

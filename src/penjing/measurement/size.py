@@ -1,13 +1,11 @@
 """Size: numbers in the network, bytes while it runs. Bytes of a file are those of the file."""
 
-import math
+import torch
+from torch import Tensor, nn
 
-from torch import nn
-
-from penjing.graph.network import EXIT, INPUT, OUTPUT, TENSOR, Network, node_shapes
+from penjing.graph.network import INPUT, Network, without_data
+from penjing.graph.sizes import BATCH
 from penjing.representation import named_weights
-
-_VIEWS = ("reshape", "flatten", "permute", "expand", "slice", "select")
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
@@ -31,24 +29,21 @@ def count_parameters(network: nn.Module) -> tuple[int, int]:
 def peak_memory_bytes(network: Network) -> int:
     """Bytes of one inference of one sample: all weights, and the largest sum of activations alive at the same time.
 
-    An activation lives from the node that makes it until its last use, or that of a view of it. Weights and activations in
+    An activation lives from the node that makes it until the last use of it or of a view of it. Weights and activations in
     float32.
     """
-    shapes = node_shapes(network)
-    size = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
-    base = {node.name: node.name for node in network.nodes}
-    for node in network.nodes:
-        if node.op == TENSOR:
-            size[node.name] = 0  # counted as a weight
-        elif node.op in _VIEWS:
-            size[node.name] = 0
-            base[node.name] = base[node.inputs[0]]
-    last_use = {base[name]: position for position, node in enumerate(network.nodes) for name in node.inputs}
-    live = {node.name for node in network.nodes if node.op == INPUT}
-    peak = sum(size[name] for name in live)
-    for position, node in enumerate(network.nodes):
-        if node.op not in (INPUT, EXIT, OUTPUT):
-            live.add(node.name)
-        peak = max(peak, sum(size[name] for name in live))
-        live = {name for name in live if last_use.get(name, -1) > position}
+    twin = without_data(network)
+    weights = {tensor.untyped_storage()._cdata for tensor in [*twin.parameters(), *twin.buffers()]}
+    inputs = [node.name for node in network.nodes if node.op == INPUT]
+    drawn = network.random_inputs(1, torch.Generator())
+    values = {name: torch.empty_like(x, device="meta") for name, x in zip(inputs, drawn, strict=True)}
+    peak = 0
+    with torch.no_grad():
+        for _ in twin.steps(values, {**network.hints, BATCH: 1}):
+            alive = {
+                t.untyped_storage()._cdata: 4 * t.untyped_storage().nbytes() // t.element_size()
+                for t in values.values()
+                if isinstance(t, Tensor)
+            }
+            peak = max(peak, sum(size for key, size in alive.items() if key not in weights))
     return 4 * count_parameters(network)[0] + peak

@@ -67,7 +67,9 @@ class PruneChannels(TrainedStage):
     def apply(self, bench: Workbench) -> None:
         grouping = channel_groups(bench.network)
         patterns = f"{self.label}: layers"
-        chosen = set(select(bench.network.layers().items(), self.layers, patterns))
+        layers = bench.network.layers()
+        layers |= {path: layer for path, layer in grouping.producers.items() if path not in layers}
+        chosen = set(select(layers.items(), self.layers, patterns))
         start = sum(g.n_channels for g in grouping.groups if chosen & set(g.producers))
         if not start:
             kept = "; ".join(f"{path}: {reason}" for path, reason in grouping.kept.items())

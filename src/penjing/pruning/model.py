@@ -105,10 +105,8 @@ def prune_channels(
         raise SettingError(f"prune_channels: keep_at_least must be at least 1, got {keep_at_least}.")
     network = trace(model, inputs)
     grouping = channel_groups(network)
-    producers = list(dict.fromkeys(path for group in grouping.groups for path in group.producers))
-    patterns = list(layers)
-    chosen_layers = set(
-        producers if patterns == ["*"] else select(_named(network, producers), patterns, "prune_channels: layers")
+    chosen_layers = (
+        set(select(grouping.producers.items(), layers, "prune_channels: layers")) if grouping.groups else set()
     )
     groups = [group for group in grouping.groups if chosen_layers & set(group.producers)]
     chosen: dict[str, list[int]] = {}
@@ -141,7 +139,3 @@ def prune_channels(
         (count_parameters(network)[0], count_parameters(small)[0]),
         (sum(macs_by_node(network).values()), sum(macs_by_node(small).values())),
     )
-
-
-def _named(network: Network, paths: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    return [(path, network.get_submodule(path)) for path in paths]
