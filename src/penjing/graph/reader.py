@@ -472,6 +472,7 @@ class Reader:
 
     def value(self, node: torch.fx.Node) -> Value:
         """What an fx node stands for now; a view of something that was changed since is read again."""
+        node = _root(node)
         if node in self.stale:
             self.stale.discard(node)
             self.read(node)
@@ -615,10 +616,11 @@ class Reader:
     def _note_view(self, node: torch.fx.Node) -> None:
         parent = node.args[0] if node.args else None
         if isinstance(parent, torch.fx.Node) and (node.target is operator.getitem or _is_view(node.target)):
-            self.views.setdefault(parent, []).append(node)
+            self.views.setdefault(_root(parent), []).append(node)
 
     def _write_back(self, target: torch.fx.Node, value: Value, where: str) -> None:
         """`target` was changed in place: so are what it is a view of, and the other views of that."""
+        target = _root(target)
         held = self.values.get(target)
         if isinstance(held, Stored):
             raise TraceError(
@@ -630,8 +632,8 @@ class Reader:
             self._spoil(view)
         if not _is_view(target.target) or not target.args:
             return
-        parent = target.args[0]
-        assert isinstance(parent, torch.fx.Node)
+        assert isinstance(target.args[0], torch.fx.Node)
+        parent = _root(target.args[0])
         if parent not in self.values or isinstance(self.values[parent], Stored):
             raise TraceError(f"trace: {where} changes a part of a parameter or buffer in place; that is not supported.")
         siblings = self.views[parent]
@@ -668,6 +670,14 @@ class Reader:
         self.stale.add(view)
         for below in self.views.get(view, []):
             self._spoil(below)
+
+
+def _root(node: torch.fx.Node) -> torch.fx.Node:
+    """An operation in place returns what it changed."""
+    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        assert isinstance(node.args[0], torch.fx.Node)
+        node = node.args[0]
+    return node
 
 
 def _slice_args(node: torch.fx.Node) -> tuple[int, Any, Any, int]:

@@ -60,6 +60,11 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
     args, kwargs = in_order(model, inputs)
     with evaluating(model), _custom_functions() as custom:
         expected = _first_answer(model, args, kwargs)
+        if not _alike(expected, _first_answer(model, args, kwargs)):
+            raise TraceError(
+                f"trace: {type(model).__name__} answers the same input differently at the second call: its forward keeps "
+                "something between calls, or draws random numbers. Neither can be held as a graph."
+            )
     whole, prefix = (_Plain(model), "model.") if _has_dataclass(expected) else (model, "")
     errors: list[TraceError] = []
     for export in _ways([*args, *kwargs.values()]):
@@ -147,6 +152,11 @@ def _gradients(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, 
 def _one(x: Tensor) -> Tensor:
     """The first sample; a copy, because forward may change it."""
     return x[:1].clone() if x.dim() else x
+
+
+def _alike(one: Any, other: Any) -> bool:
+    pairs = zip(*(pytree.tree_leaves(_plain(answer)) for answer in (one, other)), strict=True)
+    return all(torch.allclose(a, b, equal_nan=True) for a, b in pairs if isinstance(a, Tensor))
 
 
 class _Plain(nn.Module):
