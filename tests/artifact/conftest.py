@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from penjing.artifact.slots import slots
 from penjing.graph import NEVER, Network, Node, insert_after, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
+from penjing.graph.sizes import Size
 from penjing.quantization.cluster import cluster_, cluster_network, cluster_together_
 from penjing.representation import Mask, named_weights, represent_
 
@@ -33,6 +35,83 @@ class Mixed(nn.Module):
         x = self.twice(self.twice(x)) + x * 0.5
         x = torch.cat([self.pool(x), nn.functional.avg_pool2d(x, 2)], 1)
         return nn.functional.log_softmax(self.head(self.drop(x.mean((2, 3)))), -1)
+
+
+class Attention(nn.Module):
+    """Parameters and constants outside of layers, tied weights, open lengths, answers by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.places = nn.Parameter(torch.randn(1, 16, 8))
+        self.norm = Scaled(8)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 20, bias=False)
+        self.out.weight = self.embed.weight
+        self.register_buffer("far", torch.arange(5) - 2**63)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+        n, length = ids.shape
+        x = self.norm(self.embed(ids) + self.places[:, :length])
+        q, k, v = self.qkv(x).view(n, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        far = self.far[:1] // 2**62 + torch.tensor([3, 4])[None]
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return {"logits": self.out(y.transpose(1, 2).reshape(n, length, 8)), "rest": (x, far.expand(n, -1))}
+
+
+class Scaled(nn.Module):
+    """A norm that is read as `nn.LayerNorm`, and a parameter that this class does not have."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.scale = (nn.Parameter(torch.randn(width)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias) * self.scale
+
+
+def _attention() -> Network:
+    return trace(Attention(), [torch.randint(0, 20, (2, 5))]).eval()
+
+
+def _attention_compressed() -> Network:
+    network = _attention()
+    slot = {slot.name: slot for slot in slots({"": network})}
+    represent_(network, "places", Mask(torch.rand(1, 16, 8) < 0.4))
+    for path, key in (("embed", "weight"), ("norm", "scale"), ("qkv", "weight")):
+        cluster_(network.get_submodule(path), key, 7)
+    slot["out.weight"].share_(slot["embed.weight"])
+    return network
+
+
+def _recurrent() -> Network:
+    """Layers of several results and inputs, one under two paths, one for three dimensions, lengths in formulas."""
+    length, half = Size(("length",)), Size(("length", 2, "//"))
+    same = nn.Linear(4, 4)
+    modules: dict[str, nn.Module] = {
+        "rnn": nn.LSTM(3, 2, 2, batch_first=True, bidirectional=True, dropout=0.5),
+        "cell": nn.GRUCell(4, 4),
+        "a": same,
+        "b.a": same,
+        "norm": nn.LayerNorm((2, 2)),
+    }
+    nodes = [
+        Node("x", INPUT),
+        Node("rnn", MODULE, ("x",), "rnn"),
+        Node("each", "item", ("rnn",), settings={"index": 0}),
+        Node("part", "slice", ("each",), settings={"dim": 1, "start": 0, "end": half, "step": 1}),
+        Node("mean", "mean", ("part",), settings={"dims": (1,), "keepdim": False}),
+        Node("relu_6", INPUT, settings={"dtype": 0}),
+        Node("relu", "relu", ("relu_6",)),
+        Node("cell", MODULE, ("mean", "relu"), "cell"),
+        Node("a", MODULE, ("cell",), "a"),
+        Node("b", MODULE, ("a",), "b.a"),
+        Node("again", MODULE, ("b",), "a"),
+        Node("square", "reshape", ("again",), settings={"shape": (Size(("batch",)), 2, 2)}),
+        Node("norm", MODULE, ("square",), "norm"),
+        Node("y", OUTPUT, ("norm", "each"), settings={"form": ("list", 1, None, ("tuple", 0, ("dict", "one", 1)))}),
+    ]
+    return Network(nodes, modules, [(length, 3), (4,)], {"length": 6}).eval()
 
 
 def _mixed() -> Network:
@@ -149,6 +228,9 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "float16": _cast(torch.float16),
     "bfloat16": _cast(torch.bfloat16),
     "odd tensors": _odd_tensors,
+    "attention": _attention,
+    "attention, compressed": _attention_compressed,
+    "recurrent": _recurrent,
 }
 
 

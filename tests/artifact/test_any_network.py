@@ -13,7 +13,6 @@ from torch.nn.utils import parametrizations
 
 import penjing as pj
 from penjing.artifact import decode, encode
-from penjing.artifact.container import _put_same_
 from penjing.artifact.slots import slots
 from penjing.errors import ArtifactError
 from penjing.graph import Network, Node, channel_groups, prove_removal, remove_channels, trace
@@ -102,7 +101,7 @@ def test_a_tied_codebook_stays_one(tmp_path: Path) -> None:
     codes = torch.randint(0, 4, (50, 16))
     represent_(network.embed, "weight", Codebook(codes, torch.tensor([-1.0, -0.25, 0.5, 1.0])))
     places = {slot.name: slot for slot in slots({"": network})}
-    _put_same_(places["out.weight"], places["embed.weight"])
+    places["out.weight"].share_(places["embed.weight"])
     content = encode(network)
     plain, coded = decode(content), decode(content, for_training=True)
     assert torch.equal(plain.out.weight, plain.embed.weight)
@@ -147,9 +146,10 @@ def test_one_tensor_can_be_read_alone(tmp_path: Path) -> None:
     artifact = pj.open_artifact(tmp_path / "a.pj")
     state = network.state_dict()
     assert set(artifact.names) == set(state)
-    for slot in artifact.slots:
-        assert slot.shape == tuple(state[slot.name].shape)
-        assert torch.equal(artifact.tensor(slot.name), state[slot.name])
+    for name in reversed(artifact.names):
+        assert artifact.entry(name).shape == tuple(state[name].shape)
+        assert artifact.entry(name).dtype == state[name].dtype
+        assert torch.equal(artifact.tensor(name), state[name])
     with pytest.raises(ArtifactError, match='no tensor "embed"'):
         artifact.tensor("embed")
 

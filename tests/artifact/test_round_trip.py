@@ -10,27 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure
 
-from penjing.artifact import decode, dissect, encode, inspect, load
+from penjing.artifact import decode, dissect, encode, inspect, load, load_networks
 from penjing.artifact.codecs.codebook import CODERS, SHARED, SHARED_SAME, CodebookCodec
+from penjing.artifact.manifest import CODES
 from penjing.entropy import entropy_bits_per_symbol
 from penjing.errors import ArtifactError, TraceError
 from penjing.graph import Network, Node, trace
 from penjing.graph.network import INPUT, MODULE, OUTPUT
+from penjing.graph.sizes import Size
 from penjing.quantization.cluster import cluster_, cluster_together_
-from penjing.representation import Codebook, Mask, named_weights, plain, represent_, representations
+from penjing.representation import Codebook, Mask, named_weights, represent_, representations
 
 
-def _bits(value: Tensor) -> bytes:
+def _bits(value: Tensor | None) -> bytes:
+    if value is None:  # an answer may have such places
+        return b""
     return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _tensors(network: Network) -> dict[str, Tensor]:
     """Every weight as its layer uses it, and every buffer."""
     found = {name: getattr(owner, key) for name, owner, key in named_weights(network)}
-    for path, layer in network.layers().items():
-        found |= {f"{path}.{name}": b for name, b in layer._buffers.items() if b is not None}
-    return found
+    hidden = {id(b) for _, o, n in named_weights(network) for r in representations(o, n) for b in r.buffers()}
+    return found | {name: b for name, b in network.named_buffers() if id(b) not in hidden}
 
 
 def _assert_same(network: Network, other: Network) -> None:
@@ -43,7 +47,7 @@ def _assert_same(network: Network, other: Network) -> None:
 
 def _inputs(network: Network) -> list[Tensor]:
     dtype = next(network.parameters()).dtype
-    return [torch.randn(6, *shape).to(dtype) for shape in network.input_shapes]
+    return network.random_inputs(6, torch.Generator().manual_seed(0), dtype)
 
 
 @pytest.mark.parametrize("for_training", [False, True])
@@ -54,7 +58,8 @@ def test_weights_and_answers_are_bit_identical(network: Network, for_training: b
     inputs = _inputs(network)
     for expected, found in zip(network.all_answers(*inputs), loaded.all_answers(*inputs), strict=True):
         assert _bits(found) == _bits(expected)
-    assert _bits(loaded(*inputs)) == _bits(network(*inputs))
+    assert list(map(_bits, tree_leaves(loaded(*inputs)))) == list(map(_bits, tree_leaves(network(*inputs))))
+    assert tree_structure(loaded(*inputs)) == tree_structure(network(*inputs))
     assert loaded.thresholds == network.thresholds
     assert [n.name for n in loaded.nodes if n.op == INPUT] == [n.name for n in network.nodes if n.op == INPUT]
     has_codes = any(representations(owner, name) for _, owner, name in named_weights(loaded))
@@ -68,7 +73,7 @@ def test_encoding_is_deterministic_and_survives_another_round(network: Network) 
     assert encode(decode(content, for_training=True)) == content
     dense = decode(content)
     assert encode(decode(encode(dense))) == encode(dense)
-    _assert_same(plain(network), dense)
+    _assert_same(network, dense)
 
 
 def test_parts_sum_to_the_size_of_the_file(network: Network, tmp_path: Path) -> None:
@@ -239,6 +244,79 @@ def test_golden_file_is_read_for_ever() -> None:
 
 def test_golden_file_is_written() -> None:
     assert encode(_fixed()).hex() == GOLDEN
+
+
+def _fixed_several() -> dict[str, Network]:
+    """Two networks that share a layer, a tied weight and a table; sizes in formulas, constants, types, an answer by name."""
+    shared, tied, table = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Parameter(_integers((3, 4), start=7))
+    with torch.no_grad():
+        shared.weight.copy_(_integers((4, 4), start=1))
+        shared.bias.fill_(-1)
+    tied.weight = shared.weight
+    length = Size(("n",))
+    one = [
+        Node("ids", INPUT, settings={"dtype": 4, "low": 0, "high": 2}),
+        Node("table", "tensor", (), "table"),
+        Node("rows", "embedding", ("ids", "table")),
+        Node("shared", MODULE, ("rows",), "block.shared"),
+        Node("far", "tensor", (), "constants.0"),
+        Node("sum", "add_scalar", ("far",), settings={"value": 2**63 - 1}),
+        Node("y", OUTPUT, ("shared", "sum"), settings={"form": ("dict", "x", 0, "rest", ("tuple", None, 1))}),
+    ]
+    two = [
+        Node("x", INPUT),
+        Node("first", MODULE, ("x",), "shared"),
+        Node("again", MODULE, ("first",), "shared"),
+        Node("tied", MODULE, ("again",), "tied"),
+        Node("bias", "tensor", (), "shared.bias"),
+        Node("more", "add", ("tied", "bias")),
+        Node("half", "slice", ("more",), settings={"dim": 1, "start": 0, "end": Size(("n", 2, "//")), "step": 1}),
+        Node("zeros", "full", (), settings={"shape": (Size(("batch",)), 1, 4), "value": 0.5, "dtype": 0}),
+        Node("z", "concat", ("half", "zeros"), settings={"dim": 1}),
+        Node("y", OUTPUT, ("z",)),
+    ]
+    constants = {"table": table, "constants.0": torch.tensor([-(2**63)])}
+    return {
+        "encode": Network(one, {"block.shared": shared}, [(length,)], {"n": 3}, constants).eval(),
+        "decode": Network(two, {"shared": shared, "tied": tied}, [(length, 4)], {"n": 6}, limits={"n": (2, 0)}).eval(),
+    }
+
+
+GOLDEN_SEVERAL = (
+    "8e504a01aa011400012590310e824010457766612db031eec2c443585810624c38cb1228480c856c4167e3813c062616a3d27808cfa02bfb"
+    "cbf9c97fffcfba50a1e441b675cf90314ca4d33c76b63a368231a337208258ce7b3ddc9e9a1a24519ef825bdb3ddbf033098dde31b742e51"
+    "824418a2c83fc6018ab850753353606060b94935e344e338ee850a911e11b9d6472f886e79128edbaab53d269e7f05a39f724a3fe6822c5f"
+    "86ee428852afbc65d40f000001000080bf00004100000000000000800404c8bbf1491c2287cad64cb54a8043e4c846d5d1ca5833554ac4ee"
+    "31ca9077e34a10347f498caaa3ca66c4984aa032abc9b65deeca78221c4aa4ff6aca20efc64ac4ee31ca9077e34a10347f498caaa3ca66c4"
+    "984aa032abc9b65deeca78221c4aa4ff6aca20efc64a8084d747fc32c0caa07a4fc4"
+)
+
+
+def test_golden_file_of_several_networks_is_read_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "small.pj").write_bytes(bytes.fromhex(GOLDEN_SEVERAL))
+    loaded, expected = load_networks(tmp_path / "small.pj"), _fixed_several()
+    for name, network in expected.items():
+        _assert_same(network, loaded[name])
+        inputs = network.random_inputs(2, torch.Generator().manual_seed(0))
+        for a, b in zip(tree_leaves(loaded[name](*inputs)), tree_leaves(network(*inputs)), strict=True):
+            assert _bits(a) == _bits(b)
+    assert loaded["encode"].get_submodule("block.shared") is loaded["decode"].get_submodule("shared")
+    assert loaded["decode"].get_submodule("tied").weight is loaded["decode"].get_submodule("shared").weight
+    assert dict(loaded["encode"].nodes[0].settings) == {"dtype": 4, "low": 0, "high": 2}
+    assert (loaded["decode"].hints, loaded["decode"].limits) == ({"s1": 6}, {"s1": (2, 0)})
+    assert "constants.0" not in loaded["encode"].state_dict()
+    assert encode(loaded).hex() == GOLDEN_SEVERAL
+
+
+def test_golden_file_of_several_networks_is_written() -> None:
+    assert encode(_fixed_several()).hex() == GOLDEN_SEVERAL
+
+
+def test_codes_keep_their_numbers() -> None:
+    assert CODES[:5] == ("module", "call again", "exit", "output", "input")
+    assert (CODES[5], CODES[26]) == ("add", "multiply_scalar")
+    assert CODES[27:33] == ("tensor", "entry", "call as", "typed input", "formed output", "divide")
+    assert len(set(CODES)) == len(CODES)
 
 
 def test_what_cannot_travel_is_named() -> None:

@@ -24,7 +24,7 @@ def networks() -> Iterator[object]:
     """The list of networks that the table is made of."""
     sys.path.insert(0, str(TOOLS))
     try:
-        import networks as found  # noqa: PLC0415  lives beside the tool
+        import networks as found
 
         found.shim()
         yield found

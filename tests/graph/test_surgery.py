@@ -14,9 +14,11 @@ from penjing.errors import SurgeryError
 from penjing.graph import (
     Network,
     Node,
+    Removal,
     channel_groups,
     fold_batch_norms,
     node_shapes,
+    provable,
     prove_removal,
     push_biases,
     remove_channels,
@@ -367,3 +369,40 @@ def test_biases_move_only_where_that_is_exact() -> None:
     x = _inputs(network)
     torch.testing.assert_close(pushed(*x), network(*x), rtol=1e-9, atol=1e-9)
     assert node_shapes(pushed) == node_shapes(network)
+
+
+class Faulty:
+    """A grouping whose removals are wrong where some groups take part, alone or together."""
+
+    def __init__(self, network: Network, *faults: set[str]) -> None:
+        self.sound = channel_groups(network)
+        self.faults = faults
+
+    def removal(self, chosen: dict[str, list[int]]) -> Removal:
+        removal = self.sound.removal(chosen)
+        wrong = any(fault <= {name for name, positions in chosen.items() if positions} for fault in self.faults)
+        return replace(removal, slices=removal.slices[1:]) if wrong else removal
+
+
+@pytest.mark.parametrize(
+    ("faults", "sound"),
+    [
+        ([], "abcd"),
+        ([{"b"}], "acd"),
+        ([{"a"}, {"d"}], "bc"),
+        pytest.param([{"b", "c"}], "abd", marks=pytest.mark.xfail(strict=False)),  # each alone is right
+        ([{"a"}, {"b"}, {"c"}, {"d"}], ""),
+    ],
+)
+def test_what_can_be_proved_is_found_among_what_cannot(faults: list[set[str]], sound: str) -> None:
+    build = Builder((3,))
+    source, width = "x0", 3
+    for path in "abcd":
+        source, width = build.op("tanh", build.layer(nn.Linear(width, 4), source, path)), 4
+    network = build.network(build.layer(nn.Linear(4, 2), source, "head"))
+    chosen = {path: [1, 2] for path in "abcd"}
+    found, left, proof = provable(network, Faulty(network, *faults), chosen)  # type: ignore[arg-type]
+    assert found == {path: [1, 2] for path in sound}
+    assert set(left) == set("abcd") - set(sound)
+    assert all("nothing was changed" in reason for reason in left.values())
+    assert (proof.effect > 0) == bool(sound)

@@ -1,8 +1,13 @@
 """Work, size and memory against their closed forms."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from penjing.dynamic import attach_exits
 from penjing.graph import Network, trace
@@ -86,3 +91,81 @@ def test_parameters_count_as_the_layers_use_them() -> None:
     assert count_parameters(network) == (total, total - 3 * 36)
     cluster_(network.get_submodule("2"), "weight", 4)
     assert count_parameters(network) == (total, total - 3 * 36)  # neither originals nor tables count
+
+
+class Step(nn.Module):
+    """Layers and parameters by name, and a forward method."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.step = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(self, x)
+
+
+def _shuffled(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x).view(x.shape[0], 2, 4, 6, 6).transpose(1, 2).reshape(x.shape[0], 8, 6, 6)
+    return m.b(y) + y
+
+
+def _windows(m: nn.Module, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    x = x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, c)
+    return m.attend(*[m.a(x)] * 3, need_weights=False)[0].reshape(n, -1, 8)
+
+
+def _attention(m: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = m.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+    return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def _grouped(m: nn.Module, x: Tensor) -> Tensor:
+    q, k = m.q(x).view(*x.shape[:2], 4, 3).transpose(1, 2), m.k(x).view(*x.shape[:2], 2, 3).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, k, enable_gqa=True).flatten(1)
+
+
+IMAGE, WORDS = (2, 3, 6, 6), (2, 5, 8)
+MODELS = [
+    (IMAGE, Step(lambda m, x: m.b(m.a(x)), a=nn.Conv2d(3, 8, 3, 2, 1), b=nn.Conv2d(8, 4, (3, 1), groups=4))),
+    (IMAGE, Step(lambda m, x: m.b(m.a(x)), a=nn.ConvTranspose2d(3, 4, 3, 2), b=nn.ConvTranspose2d(4, 6, 2, groups=2))),
+    (IMAGE, Step(_shuffled, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 3, padding=1, groups=8))),
+    (IMAGE, Step(_windows, a=nn.Linear(3, 8), attend=nn.MultiheadAttention(8, 2, batch_first=True))),
+    ((2, 3, 9), Step(lambda m, x: m.a(x), a=nn.Conv1d(3, 4, 3, dilation=2))),
+    ((2, 3, 4, 4, 4), Step(lambda m, x: m.a(x), a=nn.Conv3d(3, 4, 3, padding=1))),
+    (WORDS, Step(_attention, qkv=nn.Linear(8, 24))),
+    (WORDS, Step(_grouped, q=nn.Linear(8, 12), k=nn.Linear(8, 6))),
+    (WORDS, nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
+    (WORDS, Step(lambda m, x: F.linear(x, m.w) @ m.w, w=nn.Parameter(torch.randn(3, 8)))),
+    (WORDS, Step(lambda m, x: torch.einsum("ntd,dhk->nthk", x, m.w), w=nn.Parameter(torch.randn(8, 2, 3)))),
+    (IMAGE, Step(lambda m, x: F.conv2d(x, m.w.tanh(), padding=1), w=nn.Parameter(torch.randn(4, 3, 3, 3)))),
+    (IMAGE, Step(lambda m, x: F.conv_transpose2d(x, m.w, stride=2), w=nn.Parameter(torch.randn(3, 4, 3, 3)))),
+]
+
+
+@pytest.mark.parametrize(("shape", "model"), MODELS)
+def test_macs_are_those_that_torch_counts(shape: tuple[int, ...], model: nn.Module) -> None:
+    network = trace(model, [torch.randn(shape)]).eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        network(torch.randn(1, *shape[1:]))
+    assert sum(macs_by_node(network).values()) == counter.get_total_flops() / 2
+
+
+def _measured(network: Network, x: Tensor) -> int:
+    """The most bytes of results that are held at one time, views counted once."""
+    own = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
+    values, peak = {network.nodes[0].name: x}, 0
+    with torch.no_grad():
+        for _ in network.steps(values, {**network.hints, "batch": len(x)}):
+            held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in values.values()}
+            peak = max(peak, sum(size for place, size in held.items() if place not in own))
+    return peak
+
+
+@pytest.mark.parametrize(("shape", "model"), MODELS)
+def test_peak_memory_is_what_is_held(shape: tuple[int, ...], model: nn.Module) -> None:
+    network = trace(model, [torch.randn(shape)]).eval()
+    weights = 4 * count_parameters(network)[0]
+    assert peak_memory_bytes(network) == weights + _measured(network, torch.randn(1, *shape[1:]))

@@ -88,6 +88,36 @@ def test_taylor_is_the_limit_of_small_changes_for_any_loss(network: Network) -> 
     torch.testing.assert_close(found.double(), torch.stack(changes), rtol=1e-3, atol=1e-7)
 
 
+class Heads(nn.Module):
+    """Attention of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(4, 6) for _ in "qkv")
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], 2, 3).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_scores_of_heads() -> None:
+    """A head is everything that goes with it: its rows of three layers, its values at every place of a sample."""
+    x, direction = torch.randn(5, 7, 4), torch.randn(5, 7, 3)
+    network = trace(Heads(), (x,)).eval()
+    (group,) = channel_groups(network).groups
+    assert (set(group.producers), group.n_channels) == ({"q", "k", "v"}, 2)
+    rows = torch.cat([network.get_submodule(n).weight.view(2, 12) for n in "qkv"], 1)
+    torch.testing.assert_close(magnitude_scores(network, group), rows.norm(dim=1).detach())
+
+    (found,) = taylor_scores(
+        network, [group], lambda b: (network(*b.args) * direction).sum((1, 2)).mean(), [Batch((x,), {})]
+    )
+    with torch.no_grad():
+        full, less = ((n(x) * direction).sum((1, 2)) for n in (network, shrunk(network, group, 0, 0)))
+        torch.testing.assert_close(found[0], (full - less).abs().mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_score_of_a_set_does_not_depend_on_its_batches(network: Network) -> None:
     torch.manual_seed(3)
     x, y = torch.randn(8, 2, 6, 6), torch.arange(8) % 3

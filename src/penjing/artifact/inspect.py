@@ -1,9 +1,9 @@
 """What is in a file and what each part takes; the sum is the file's size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from penjing.artifact.container import TensorEntry, dissect
+from penjing.artifact.opened import Artifact, open_artifact
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Row:
     Attributes:
         name: the tensor's full name, or of what belongs to no tensor.
         shape: of the tensor; empty for the rest.
-        elements: how many numbers it has.
+        elements: how many numbers it has; none where it is one object with another tensor.
         density: fraction of its elements that are not zero.
         codec: the kind of representation, and how its numbers are written.
         bits_per_weight: 8 * bytes / elements.
@@ -37,34 +37,29 @@ def inspect(path: str | Path) -> list[Row]:
     Symbols of small tensors share one stream; each gets its share of it by the length of its symbols under their model.
     Raises: ArtifactError: not a sound artifact.
     """
-    anatomy = dissect(path)
-    bits = [entry.decoded.stream_bits if entry.same_as is None else 0.0 for entry in anatomy.tensors]
-    shares = _shares(bits, anatomy.stream_bytes)
-    rows = [_rest("graph", anatomy.graph_bytes)]
-    rows += [_row(entry, share) for entry, share in zip(anatomy.tensors, shares, strict=True)]
-    unshared = anatomy.stream_bytes - sum(shares)
-    return [*rows, _rest("frame", anatomy.frame_bytes + unshared)]
+    with open_artifact(path) as artifact:
+        found = [_measured(artifact, name) for name in artifact.names]
+        shares = _shares([bits for _, bits in found], artifact.stream_bytes)
+        rows = [_rest("graph", artifact.graph_bytes)]
+        for (row, _), share in zip(found, shares, strict=True):
+            size = row.size_bytes + share
+            rows.append(
+                replace(row, size_bytes=size, bits_per_weight=8 * size / row.elements if row.elements else None)
+            )
+        return [*rows, _rest("frame", artifact.frame_bytes + artifact.stream_bytes - sum(shares))]
 
 
-def _row(entry: TensorEntry, share: int) -> Row:
-    decoded = entry.decoded
+def _measured(artifact: Artifact, name: str) -> tuple[Row, float]:
+    """A tensor's line without its share of the stream, and the ideal length of what it has there, in bits."""
+    entry = artifact.entry(name)
+    own = entry.head_bytes + entry.blob_bytes
+    if entry.same_as is not None:
+        return Row(name, entry.shape, 0, None, f"same as {entry.same_as}", None, None, own), 0.0
+    decoded = artifact.decoded(name)
     n = decoded.value.numel()
-    size = entry.head_bytes + entry.blob_bytes + share
-    kind = (
-        decoded.representation.kind
-        if decoded.representation is not None
-        else str(decoded.value.dtype).removeprefix("torch.")
-    )
-    return Row(
-        entry.slot.name,
-        tuple(decoded.value.shape),
-        n,
-        float((decoded.value != 0).double().mean()) if n else None,
-        f"{kind}, {decoded.coder}" if entry.same_as is None else "same as one above",
-        8 * size / n if n else None,
-        decoded.entropy_bits / n if decoded.entropy_bits is not None and n else None,
-        size,
-    )
+    density = float((decoded.value != 0).double().mean()) if n else None
+    entropy = decoded.entropy_bits / n if decoded.entropy_bits is not None and n else None
+    return Row(name, entry.shape, n, density, entry.codec, None, entropy, own), decoded.stream_bits
 
 
 def _rest(name: str, size_bytes: int) -> Row:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from penjing.artifact.container import load
+from penjing.artifact.opened import load
 from penjing.graph import into_own_class, trace
 
 

@@ -42,7 +42,7 @@ from penjing.artifact.slots import slots
 from penjing.artifact.values import MAX_SYMBOLS, read_string, read_value, write_string, write_value
 from penjing.entropy import ByteReader, ByteWriter
 from penjing.errors import ArtifactError, PenjingError, TraceError
-from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, tensor_at
+from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, module_at, tensor_at
 from penjing.graph.ops import DTYPES, OPERATIONS
 from penjing.graph.sizes import BATCH, FUNCTIONS, Size, resolve
 
@@ -67,7 +67,7 @@ _TYPE_SETTINGS = ("dtype", "low", "high")
 
 _MAX_NODES, _MAX_NODE_INPUTS, _MAX_MANIFEST = 1 << 14, 4096, 1 << 21
 _MAX_EXITS, _MAX_INPUT_ELEMENTS, _MAX_DIM = 256, 1 << 28, 1 << 31
-_MAX_TENSORS, _MAX_TENSOR_ELEMENTS = 1 << 16, 1 << 48
+_MAX_TENSORS, _MAX_TENSOR_ELEMENTS = 1 << 15, 1 << 48
 _DICTIONARY = (
     b"downsample.0.layer1.layer2.layer3.layer4.blocks.features.classifier.backbone.encoder.conv1.conv2.conv3.bn1.bn2."
     b"norm1.norm2.linear.fc.0.1.2.3.4.5.6.7.8.9.10.11.12.shortcut.exits.0.linear\x01x"
@@ -98,8 +98,11 @@ def write_graph(network: Network | Mapping[str, Network]) -> bytes:
             write_string(writer.to, name)
         writer.network(net)
     content = writer.to.finish()
-    if len(content) > _MAX_MANIFEST:
-        raise TraceError(f"artifact: the graph takes {len(content)} bytes; at most {_MAX_MANIFEST} are possible.")
+    if len(content) > _MAX_MANIFEST or writer.n_tensors > _MAX_TENSORS:
+        raise TraceError(
+            f"artifact: the graph takes {len(content)} bytes and has {writer.n_tensors} tensors; at most {_MAX_MANIFEST} and "
+            f"{_MAX_TENSORS} are possible."
+        )
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
     packed = packer.compress(content) + packer.flush()
     return b"\x01" + packed if len(packed) < len(content) else b"\x00" + content
@@ -145,6 +148,7 @@ class _Writer:
         self.to = ByteWriter()
         self.numbers: dict[tuple[str, int], int] = {}  # of modules, by path and identity
         self.first: dict[int, int] = {}  # by identity, the number of the first path
+        self.n_tensors = 0
 
     def start(self, code: str, distances: list[int]) -> None:
         """Begin a record."""
@@ -161,6 +165,7 @@ class _Writer:
         positions = {node.name: position for position, node in enumerate(network.nodes)}
         known = {f"{path}.{key}" for path, layer in network.layers().items() for key in _tensor_names(path, layer)}
         shapes = iter(network.input_shapes)
+        self.n_tensors += len(known)
         for position, node in enumerate(network.nodes):
             _check_settings(node)
             distances = [position - positions[name] for name in node.inputs]
@@ -204,6 +209,11 @@ class _Writer:
             return
         named = [s for size in shape if isinstance(size, Size) for s in size.tokens if isinstance(s, str)]
         new = [s for s in dict.fromkeys(named) if s not in symbols and s not in FUNCTIONS]
+        if set(new) - set(hints):
+            raise TraceError(
+                f'artifact: the input "{node.name}" must have a hint for {", ".join(new)}; the network has hints for '
+                f"{', '.join(hints) or 'none'}."
+            )
         symbols += new
         self.start(_TYPED_INPUT, [])
         write_string(self.to, node.name)
@@ -220,9 +230,10 @@ class _Writer:
             self.to.uvarint(_KNOWN)
             return
         known.add(path)
-        tensor = tensor_at(network, path)
-        self.to.uvarint(_PARAMETER if isinstance(tensor, nn.Parameter) else _BUFFER)
-        write_value(self.to, tuple(tensor.shape))
+        self.n_tensors += 1
+        owner_path, _, key = path.rpartition(".")
+        self.to.uvarint(_BUFFER if key in module_at(network, owner_path)._buffers else _PARAMETER)
+        write_value(self.to, tuple(tensor_at(network, path).shape))
 
 
 def _tensor_names(path: str, layer: nn.Module) -> list[str]:
@@ -251,28 +262,40 @@ class _Draft:
     """A network while it is read."""
 
     def __init__(self) -> None:
-        self.records: list[Node] = []
+        self.records: list[Node] = []  # without inputs; those are positions
+        self.inputs: list[tuple[int, ...]] = []
         self.modules: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}
         self.shapes: list[tuple[int | Size, ...]] = []
         self.hints: dict[str, int] = {}
         self.limits: dict[str, tuple[int, int]] = {}
         self.symbols = [BATCH]
-        self.taken: set[str] = set()
-
-    def add(self, node: Node) -> None:
-        """Append a record under a name that is not taken; inputs have names of the user's."""
-        while node.op != INPUT and node.name in self.taken:
-            node = replace(node, name=node.name + "_")
-        self.taken.add(node.name)
-        self.records.append(node)
 
     def network(self) -> Network:
         """The network. Raises: ArtifactError: a tensor that is part of a module."""
         for path in self.tensors:
-            if path.rpartition(".")[0] in self.modules or path in self.modules:
-                raise ArtifactError(f'artifact: the graph has a tensor "{path}" beside a module of that path.')
-        return Network(self.records, self.modules, self.shapes, self.hints, self.tensors, self.limits)
+            owner_path, _, key = path.rpartition(".")
+            owner = self.modules.get(owner_path, nn.Module())
+            if key in owner._parameters or key in owner._buffers:
+                raise ArtifactError(f'artifact: the graph has a tensor "{path}" that is part of a module.')
+        names = self._names()
+        nodes = [
+            replace(record, name=name, inputs=tuple(names[i] for i in inputs))
+            for record, name, inputs in zip(self.records, names, self.inputs, strict=True)
+        ]
+        return Network(nodes, self.modules, self.shapes, self.hints, self.tensors, self.limits)
+
+    def _names(self) -> list[str]:
+        """A name for each record that no other has; inputs have names of the user's."""
+        taken = {record.name for record in self.records if record.op == INPUT}
+        names: list[str] = []
+        for record in self.records:
+            name = record.name
+            while record.op != INPUT and name in taken:
+                name += "_"
+            taken.add(name)
+            names.append(name)
+        return names
 
 
 class _Reader:
@@ -306,37 +329,42 @@ class _Reader:
         position = len(draft.records)
         if any(not 1 <= d <= position for d in distances):
             raise ArtifactError("artifact: a node of the graph refers to one that is not before it.")
-        draft.add(self._node(code, position, tuple(draft.records[position - d].name for d in distances), draft))
+        draft.records.append(self._node(code, position, len(distances), draft))
+        draft.inputs.append(tuple(position - d for d in distances))
 
-    def _node(self, code: str, position: int, inputs: tuple[str, ...], draft: _Draft) -> Node:
+    def _node(self, code: str, position: int, n_inputs: int, draft: _Draft) -> Node:
         name = f"{code.replace(' ', '_')}_{position}"
         if code == INPUT:
-            node = Node(read_string(self.of), INPUT, inputs)
+            node = Node(read_string(self.of), INPUT)
             draft.shapes.append(_shape(read_value(self.of)))
             return node
         if code == _TYPED_INPUT:
-            return self._typed_input(inputs, draft)
+            return self._typed_input(draft)
         if code in (MODULE, _AGAIN, _CALL_AS):
             path = self._module(code, draft)
-            return Node(path.replace(".", "_") + f"_{position}" if code == MODULE else name, MODULE, inputs, path)
+            return Node(path.replace(".", "_") + f"_{position}" if code == MODULE else name, MODULE, path=path)
         if code == EXIT:
             threshold = read_value(self.of)
             if not isinstance(threshold, float):
                 raise ArtifactError("artifact: an exit's threshold is not a number.")
-            return Node(name, EXIT, inputs, settings={"threshold": threshold})
+            return Node(name, EXIT, settings={"threshold": threshold})
         if code == OUTPUT:
-            return Node(name, OUTPUT, inputs)
+            return Node(name, OUTPUT)
         if code == _FORMED_OUTPUT:
-            return Node(name, OUTPUT, inputs, settings={"form": read_form(self.of, len(inputs))})
+            return Node(name, OUTPUT, settings={"form": read_form(self.of, n_inputs)})
         if code == TENSOR:
-            return Node(name, TENSOR, inputs, self._tensor(draft))
+            return Node(name, TENSOR, path=self._tensor(draft))
         settings = {key: read_value(self.of, draft.symbols) for key in OPERATIONS[code].settings}
-        return Node(name, code, inputs, settings=settings)
+        dtype = settings.get("dtype", 0)
+        if not isinstance(dtype, int) or not 0 <= dtype < len(DTYPES):
+            raise ArtifactError("artifact: the graph has a type of tensors that this version of penjing does not know.")
+        return Node(name, code, settings=settings)
 
     def _module(self, code: str, draft: _Draft) -> str:
         if code == MODULE:
             path, module = read_module(self.of)
             self.modules.append((path, module))
+            self._count(sum(t is not None for t in [*module._parameters.values(), *module._buffers.values()]))
         else:
             index = self.of.uvarint()
             if index >= len(self.modules):
@@ -350,7 +378,13 @@ class _Reader:
         draft.modules[path] = module
         return path
 
-    def _typed_input(self, inputs: tuple[str, ...], draft: _Draft) -> Node:
+    def _count(self, n: int) -> None:
+        """Against graphs that are soon read and long made. Raises: ArtifactError: there are too many tensors."""
+        self.n_tensors += n
+        if self.n_tensors > _MAX_TENSORS:
+            raise ArtifactError(f"artifact: the graph has more than {_MAX_TENSORS} tensors.")
+
+    def _typed_input(self, draft: _Draft) -> Node:
         name = read_string(self.of)
         sizes = read_value(self.of)
         for size in sizes if isinstance(sizes, tuple) else (None,):
@@ -377,7 +411,7 @@ class _Reader:
             raise ArtifactError("artifact: the type of an input is not one.")
         if not 0 <= settings.get("dtype", 0) < len(DTYPES) or settings.get("low", 0) > settings.get("high", 1 << 62):
             raise ArtifactError("artifact: the type of an input is not one that this version of penjing knows.")
-        return Node(name, INPUT, inputs, settings=settings)
+        return Node(name, INPUT, settings=settings)
 
     def _tensor(self, draft: _Draft) -> str:
         path, code = read_path(self.of), self.of.uvarint()
@@ -388,14 +422,9 @@ class _Reader:
                 f'artifact: the tensor "{path}" is of a kind that this version of penjing does not know.'
             )
         shape = read_value(self.of)
-        self.n_tensors += 1
+        self._count(1)
         sound = isinstance(shape, tuple) and all(type(size) is int and 0 <= size < _MAX_DIM for size in shape)
-        if (
-            not sound
-            or math.prod(shape) > _MAX_TENSOR_ELEMENTS
-            or self.n_tensors > _MAX_TENSORS
-            or path in draft.tensors
-        ):
+        if not sound or math.prod(shape) > _MAX_TENSOR_ELEMENTS or path in draft.tensors:
             raise ArtifactError(f'artifact: the tensor "{path}" cannot have the shape {shape}, or is there twice.')
         empty = torch.empty(shape, device="meta")
         draft.tensors[path] = nn.Parameter(empty) if code == _PARAMETER else empty

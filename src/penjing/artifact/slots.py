@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from penjing.artifact.modules import fresh, known_kind
 from penjing.errors import TraceError
 from penjing.graph.network import TENSOR, Network, module_at, tensor_at
+from penjing.representation import represent_
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Slot:
         held[self.key] = tensor  # type: ignore[assignment]
         if isinstance(self.owner, nn.RNNBase) and self.key in self.owner._flat_weights_names:
             setattr(self.owner, self.key, tensor)  # it has a list of its weights besides
+
+    def share_(self, first: "Slot") -> None:
+        """Hold what another slot holds, as one object, its representations included."""
+        if not parametrize.is_parametrized(first.owner, first.key):
+            self.put_(tensor_at(first.owner, first.key))
+            return
+        stack: Any = first.owner.parametrizations[first.key]  # type: ignore[index]
+        self.put_(stack.original)
+        for representation in stack:
+            represent_(self.owner, self.key, representation)
 
 
 def slots(networks: Mapping[str, Network]) -> list[Slot]:

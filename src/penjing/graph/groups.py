@@ -274,13 +274,17 @@ def channel_groups(network: Network) -> Grouping:
         resolved = labels.resolve()
         attended = np.unique(resolved.roots[np.concatenate([np.zeros(0, dtype=np.int64), *labels.attended])])
         changed = False
-        for split in labels.splits:
+        later: list[frozenset[int]] = []
+        for split in reversed(labels.splits):
+            own = frozenset(split.labels.tolist())
+            outer = any(part < own for part in later)  # a part of it is split once more: there the heads are
+            later.append(own)
             seen = tried.setdefault(split.key, {})
             first = not seen
             seen[split.chosen] = resolved.units(split.labels)
             at = split.options.index(split.chosen)
             heads = split.key[1] >= 0 and bool(np.isin(resolved.roots[split.labels], attended).any())
-            if first and heads and at > 0:
+            if first and heads and at > 0 and not outer:
                 choice = split.options[at - 1]
             elif seen[split.chosen] < 2:
                 unseen = [option for option in reversed(split.options) if option not in seen]

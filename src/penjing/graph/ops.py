@@ -304,6 +304,11 @@ OPERATIONS: dict[str, Operation] = {
         creates=True,
     ),
     "detach": _unary(torch.detach),
+    "selu": _unary(F.selu),
+    "celu": _unary(F.celu, "alpha"),
+    "log_sigmoid": _unary(F.logsigmoid),
+    "log1p": _unary(torch.log1p),
+    "logsumexp": Operation(lambda x, dims, keepdim: torch.logsumexp(x, dims, keepdim), ("dims", "keepdim")),
 }
 
 

@@ -93,29 +93,38 @@ def provable(
     """
     left: dict[str, str] = {}
 
-    def search(names: Sequence[str]) -> list[str]:
+    def proved(names: Sequence[str]) -> str:
+        """The reason why not; empty: it is."""
         try:
             prove_removal(network, grouping.removal({name: chosen[name] for name in names}))
-            return list(names)
         except SurgeryError as error:
-            if len(names) == 1:
-                left[names[0]] = str(error)
-                return []
-            middle = len(names) // 2
-            return search(names[:middle]) + search(names[middle:])
+            return str(error)
+        return ""
 
-    names = [name for name, positions in chosen.items() if positions]
+    def search(names: list[str]) -> list[str]:
+        reason = proved(names)
+        if not reason:
+            return names
+        if len(names) == 1:
+            left[names[0]] = reason
+            return []
+        middle = len(names) // 2
+        sound, others = search(names[:middle]), search(names[middle:])
+        if not others or not proved(sound + others):
+            return sound + others
+        for name in others:  # sound by themselves, not together
+            reason = proved([*sound, name])
+            if reason:
+                left[name] = reason
+            else:
+                sound.append(name)
+        return sound
+
     try:
         return dict(chosen), left, prove_removal(network, grouping.removal(chosen))
     except SurgeryError:
-        sound = search(names)
-    while sound:
-        part = {name: chosen[name] for name in sound}
-        try:
-            return part, left, prove_removal(network, grouping.removal(part))
-        except SurgeryError as error:  # sound by themselves, not together
-            left[sound.pop()] = str(error)
-    return {}, left, Proof(0.0, 0.0)
+        part = {name: chosen[name] for name in search([name for name, positions in chosen.items() if positions])}
+    return part, left, prove_removal(network, grouping.removal(part))
 
 
 def _check_constants(network: Network, removal: Removal) -> None:
@@ -146,14 +155,31 @@ def _compare(large: Network, small: Network, removal: Removal, inputs: list[Tens
             continue
         if f.shape != c.shape:
             raise RuntimeError(f"its answer has the shape {tuple(c.shape)}, not {tuple(f.shape)}")
+        if not torch.equal(f.isfinite(), c.isfinite()):
+            errors.append(math.nan)
+            continue
+        effects.append(_relative(f[:1], p))
+        some = f.isfinite().reshape(len(f), -1).all(1)  # a sample whose mask hides everything has no answer, in neither
+        if not bool(some.any()):
+            errors.append(math.nan)
+            continue
+        f, c = f[some], c[some]
         scale = float(f.double().abs().max()) or 1.0
         errors.append(float((f.double() - c.double()).abs().max()) / scale)
-        effects.append(float((f[:1].double() - p.double()).abs().max()) / (float(p.double().abs().max()) or 1.0))
     worst = next((e for e in errors if not math.isfinite(e)), max(errors))  # NaN is not larger than anything
     effect = max(effects)
     return Proof(
         worst, effect if effect > _NOTHING else 0.0, tuple(dict.fromkeys(force.node for force in removal.survivors))
     )
+
+
+def _relative(forced: Tensor, plain: Tensor) -> float:
+    """The largest relative difference where both have numbers."""
+    both = forced.isfinite() & plain.isfinite()
+    if not bool(both.any()):
+        return 0.0
+    forced, plain = forced[both].double(), plain[both].double()
+    return float((forced - plain).abs().max()) / (float(plain.abs().max()) or 1.0)
 
 
 def _forced(network: Network, removal: Removal, inputs: list[Tensor]) -> list[Any]:

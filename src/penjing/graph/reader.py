@@ -17,6 +17,7 @@ from penjing.graph.ops import DTYPES
 from penjing.graph.readers import IN_LAYER, READERS, REBUILT
 from penjing.graph.sizes import BATCH, Size
 
+RANDOM = ("rand", "normal", "bernoulli", "multinomial", "uniform", "exponential", "poisson")
 RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell")
 MAX_CONSTANT = 1 << 24
 """Elements of the largest constant that is computed while reading."""
@@ -245,6 +246,10 @@ class Reader:
             "_assert_scalar",
         ):
             return
+        if op.startswith(RANDOM) or ("dropout" in op and node.args[-1] is True):
+            raise TraceError(
+                f"trace: {op} in {where} draws random numbers, in evaluation too. A graph cannot hold that."
+            )
         if self._fold(node) or self._in_layer(node, op) or (op in REBUILT and REBUILT[op](self, node)):
             pass
         elif op.removesuffix("_") in READERS or op in READERS:

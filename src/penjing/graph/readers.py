@@ -400,6 +400,11 @@ def _reduce(op: str) -> Rule:
     return read
 
 
+def _deviation(reader: Reader, node: FxNode, where: str) -> None:
+    _reduce("variance")(reader, node, where)
+    reader.emit(node, "sqrt", reader.values[node])
+
+
 def _best(op: str) -> Rule:
     """max and min along a dimension: values are known, places are not."""
 
@@ -731,14 +736,15 @@ def _prelu(reader: Reader, node: FxNode, where: str) -> None:
 
 def _dropout(kind: str) -> Rule:
     def read(reader: Reader, node: FxNode, where: str) -> None:
-        if kind == "Dropout2d" and _rank(node) != 4:
+        made = kind if kind == "Dropout" else {3: "Dropout1d", 4: "Dropout2d", 5: "Dropout3d"}.get(_rank(node))
+        if made is None:
             raise TraceError(
-                f"trace: channel dropout of a result of shape {shape_of(node)} in {where} is not supported yet."
+                f"trace: channel dropout of a result of shape {shape_of(node)} in {where} has no channels."
             )
         path = f"functional_{node.name}"
         while path in reader.modules:
             path += "_"
-        reader.modules[path] = MODULES[kind].build({"p": float(node.args[1])})  # type: ignore[arg-type]
+        reader.modules[path] = MODULES[made].build({"p": float(node.args[1])})  # type: ignore[arg-type]
         reader.modules[path].train(reader.model.training)
         reader.add(node, Node(node.name, MODULE, (reader.name(reader.value(node.args[0]), where),), path))  # type: ignore[arg-type]
 
@@ -770,6 +776,9 @@ _UNARY = {
     "sin": "sin",
     "cos": "cos",
     "erf": "erf",
+    "selu": "selu",
+    "log_sigmoid": "log_sigmoid",
+    "log1p": "log1p",
     "sign": "sign",
     "floor": "floor",
     "round": "round",
@@ -886,6 +895,8 @@ READERS: dict[str, Rule] = {
     "amax": _reduce("amax"),
     "amin": _reduce("amin"),
     "var": _reduce("variance"),
+    "std": _deviation,
+    "logsumexp": _reduce("logsumexp"),
     "linalg_vector_norm": _reduce("vector_norm"),
     "max": _best("amax"),
     "min": _best("amin"),
@@ -901,6 +912,7 @@ READERS: dict[str, Rule] = {
     "gelu": _plain("gelu", approximate="approximate"),
     "leaky_relu": _plain("leaky_relu", negative_slope="negative_slope"),
     "elu": _plain("elu", alpha="alpha"),
+    "celu": _plain("celu", alpha="alpha"),
     "softplus": _plain("softplus", beta="beta", threshold="threshold"),
     "glu": _glu,
     "prelu": _prelu,

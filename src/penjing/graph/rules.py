@@ -717,6 +717,7 @@ RULES: dict[str, Rule] = {
     "amin": _reduce,
     "variance": _reduce,
     "vector_norm": _reduce,
+    "logsumexp": _reduce,
     "weight_norm": _weight_norm,
     "embedding": _embedding,
     "layer_norm": _last_norm,

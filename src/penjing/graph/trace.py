@@ -59,12 +59,10 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
     _refuse_wrappers(model)
     args, kwargs = in_order(model, inputs)
     with evaluating(model), _custom_functions() as custom:
+        before = _state(model)
         expected = _first_answer(model, args, kwargs)
-        if not _alike(expected, _first_answer(model, args, kwargs)):
-            raise TraceError(
-                f"trace: {type(model).__name__} answers the same input differently at the second call: its forward keeps "
-                "something between calls, or draws random numbers. Neither can be held as a graph."
-            )
+        steady = _alike(expected, _first_answer(model, args, kwargs))
+        changed = sorted({name for name, value in _state(model).items() if before.get(name) != value})
     whole, prefix = (_Plain(model), "model.") if _has_dataclass(expected) else (model, "")
     errors: list[TraceError] = []
     for export in _ways([*args, *kwargs.values()]):
@@ -72,6 +70,12 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
             with evaluating(model):
                 exported, marked = export(whole, args, kwargs)
             network = _checked(model, Reader(model, exported, prefix, marked), expected, args, kwargs)
+            if not steady:
+                what = f"it changes {', '.join(changed[:3])}" if changed else "it draws random numbers"
+                raise TraceError(
+                    f"trace: {type(model).__name__} answers the same input differently at the second call: {what}. "
+                    "A graph keeps nothing between calls."
+                )
             if custom:
                 _check_gradients(model, network, args, kwargs, custom)
             return network
@@ -154,9 +158,23 @@ def _one(x: Tensor) -> Tensor:
     return x[:1].clone() if x.dim() else x
 
 
+def _state(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """What a forward method may keep something in, by name: which object it is, and how often it was written to."""
+    found: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        held = {**vars(module), **module._parameters, **module._buffers}
+        for name, value in held.items():
+            if not name.startswith("_"):
+                version = value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+                found[f"{path}.{name}" if path else name] = (id(value), version)
+    return found
+
+
 def _alike(one: Any, other: Any) -> bool:
     pairs = zip(*(pytree.tree_leaves(_plain(answer)) for answer in (one, other)), strict=True)
-    return all(torch.allclose(a, b, equal_nan=True) for a, b in pairs if isinstance(a, Tensor))
+    return all(
+        torch.allclose(a, b, equal_nan=True) for a, b in pairs if isinstance(a, Tensor) and a.layout == torch.strided
+    )
 
 
 class _Plain(nn.Module):

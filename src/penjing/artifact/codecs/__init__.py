@@ -1,11 +1,11 @@
 """One codec for each way to write a tensor. A new one is a file and a line here; the order is the file format: only append."""
 
 from penjing.artifact.codecs.codebook import CodebookCodec
-from penjing.artifact.codecs.codec import Codec, Decoded, Sink, Source
+from penjing.artifact.codecs.codec import Blob, Blobs, Codec, Decoded, Located, Sink, Source, Symbols
 from penjing.artifact.codecs.mask import MaskCodec
 from penjing.artifact.codecs.plain import Constant, Plain
 from penjing.artifact.codecs.same import Same
 
 CODECS: tuple[Codec, ...] = (Plain(), Constant(), CodebookCodec(), MaskCodec(), Same())
 
-__all__ = ["CODECS", "Codec", "Decoded", "Sink", "Source"]
+__all__ = ["CODECS", "Blob", "Blobs", "Codec", "Decoded", "Located", "Sink", "Source", "Symbols"]

@@ -1,14 +1,15 @@
 """Clustered weights: a table of 8-bit multiples of one step, and the codes, written in the shortest of several ways."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penjing.artifact.codecs.codec import Codec, Decoded, Sink, Source
+from penjing.artifact.codecs.codec import Blob, Codec, Decoded, Located, Sink, Source
 from penjing.entropy import (
     BitReader,
     BitWriter,
@@ -68,13 +69,13 @@ class CodebookCodec(Codec):
         if variant == PACKED:
             packer = BitWriter()
             packer.fields(codes, _width(k))
-            sink.blobs.raw(packer.finish())
+            sink.blobs += packer.finish()
         elif variant == HUFFMAN:
             lengths = code_lengths(counts)
             write_lengths(sink.heads, lengths)
             payload = huffman.encode(codes, lengths)
             sink.heads.uvarint(len(payload))
-            sink.blobs.raw(payload)
+            sink.blobs += payload
         elif variant == SHARED_SAME:
             sink.stream.encode(codes, sink.models[table])
         else:
@@ -88,9 +89,9 @@ class CodebookCodec(Codec):
                 own.encode(codes, model.freqs)
                 payload = own.finish()
                 sink.heads.uvarint(len(payload))
-                sink.blobs.raw(payload)
+                sink.blobs += payload
 
-    def read(self, shape: tuple[int, ...], variant: int, source: Source) -> Decoded:
+    def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         table = source.heads.uvarint()
         if table > len(source.tables):
             raise ArtifactError("artifact: a tensor refers to a table that is not there.")
@@ -99,33 +100,48 @@ class CodebookCodec(Codec):
         centroids, zero = source.tables[table]
         k, n = len(centroids), math.prod(shape)
         freqs: np.ndarray | None = None
-        codes: np.ndarray
+        codes_of: Callable[[], np.ndarray]
         if variant == PACKED:
-            packed = source.blobs.raw(math.ceil(n * _width(k) / 8))
-            codes = BitReader(packed, "artifact: codes").fields(n, _width(k)) if n else np.zeros(0, np.int64)
+            codes_of = partial(_unpacked, source.blobs.take(math.ceil(n * _width(k) / 8)), n, k)
         elif variant == HUFFMAN:
             lengths = read_lengths(source.heads, k)
-            codes = huffman.decode(source.blobs.raw(source.heads.uvarint()), n, lengths)
-        elif variant == SHARED_SAME:
+            codes_of = partial(_huffman, source.blobs.take(source.heads.uvarint()), n, lengths)
+        elif variant in (SHARED, SHARED_SAME, OWN):
+            if variant != SHARED_SAME:
+                source.models[table] = read_frequencies(source.heads, k)[0]
             if table not in source.models:
                 raise ArtifactError("artifact: a tensor refers to a model that is not there.")
             freqs = source.models[table]
-            codes = source.stream.decode(n, freqs)
-        elif variant in (SHARED, OWN):
-            freqs = source.models[table] = read_frequencies(source.heads, k)[0]
-            stream = source.stream if variant == SHARED else RangeDecoder(source.blobs.raw(source.heads.uvarint()))
-            codes = stream.decode(n, freqs)
+            if variant == OWN:
+                codes_of = partial(_alone, source.blobs.take(source.heads.uvarint()), n, freqs)
+            else:
+                codes_of = partial(source.symbols.decode, source.symbols.add(n, freqs))
         else:
             raise ArtifactError("artifact: codes are written in a way that this version of penjing does not know.")
-        if n and (int(codes.min()) < 0 or int(codes.max()) >= k):
-            raise ArtifactError("artifact: a code is outside of its table.")
-        counts = count(codes, k)
-        bits = entropy_bits(counts, freqs)
-        index = torch.from_numpy(codes.astype(np.uint8)).reshape(shape)
-        representation = Codebook(index, centroids, zero=zero)
-        value = centroids.detach().index_select(0, index.flatten().int()).reshape(shape)
-        in_stream = bits if variant in (SHARED, SHARED_SAME) else 0.0
-        return Decoded(value, representation, None, CODERS[variant], bits, in_stream)
+
+        def decode() -> Decoded:
+            codes = codes_of()
+            if n and (int(codes.min()) < 0 or int(codes.max()) >= k):
+                raise ArtifactError("artifact: a code is outside of its table.")
+            bits = entropy_bits(count(codes, k), freqs)
+            index = torch.from_numpy(codes.astype(np.uint8)).reshape(shape)
+            value = centroids.detach().index_select(0, index.flatten().int()).reshape(shape)
+            in_stream = bits if variant in (SHARED, SHARED_SAME) else 0.0
+            return Decoded(value, Codebook(index, centroids, zero=zero), None, bits, in_stream)
+
+        return Located(torch.float32, CODERS[variant], decode)
+
+
+def _unpacked(blob: Blob, n: int, k: int) -> np.ndarray:
+    return BitReader(blob.read(), "artifact: codes").fields(n, _width(k)) if n else np.zeros(0, np.int64)
+
+
+def _huffman(blob: Blob, n: int, lengths: np.ndarray) -> np.ndarray:
+    return huffman.decode(blob.read(), n, lengths)
+
+
+def _alone(blob: Blob, n: int, freqs: np.ndarray) -> np.ndarray:
+    return RangeDecoder(blob.read()).decode(n, freqs)
 
 
 def _codes(stack: Sequence[Representation], sink: Sink) -> tuple[np.ndarray, int, int]:

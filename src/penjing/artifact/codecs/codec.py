@@ -1,14 +1,17 @@
 """What codecs have in common: where they write to and read from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from penjing.entropy import ByteReader, ByteWriter, RangeDecoder, RangeEncoder
+from penjing.errors import ArtifactError
 from penjing.representation import Representation
 
 
@@ -18,9 +21,81 @@ class Sink:
 
     heads: ByteWriter = field(default_factory=ByteWriter)
     stream: RangeEncoder = field(default_factory=RangeEncoder)
-    blobs: ByteWriter = field(default_factory=ByteWriter)
+    blobs: bytearray = field(default_factory=bytearray)
     tables: dict[int, int] = field(default_factory=dict)
     models: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class Symbols:
+    """The stream that small tensors share, range coded one after another; decoded as far as somebody asks.
+
+    Symbols that had to be decoded on the way to others are kept until they are asked for themselves.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._runs: list[tuple[int, np.ndarray]] = []
+        self._decoder, self._next = RangeDecoder(data), 0
+        self._passed: dict[int, NDArray[np.uint8]] = {}
+
+    def add(self, n: int, freqs: np.ndarray) -> int:
+        """The next `n` symbols, below 256, under this model. Returns: the number of this run."""
+        self._runs.append((n, freqs))
+        return len(self._runs) - 1
+
+    def decode(self, run: int) -> NDArray[np.uint8]:
+        """The symbols of a run. Raises: ArtifactError: the stream is damaged."""
+        if run < self._next and run not in self._passed:
+            self._decoder, self._next = RangeDecoder(self._data), 0
+        while self._next <= run:
+            self._passed[self._next] = self._decoder.decode(*self._runs[self._next]).astype(np.uint8)
+            self._next += 1
+        return self._passed.pop(run)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Some bytes of the file, not read yet."""
+
+    file: BinaryIO
+    start: int
+    size: int
+
+    def read(self) -> bytearray:
+        """The bytes. Raises: ArtifactError: the file has become shorter."""
+        data = bytearray(self.size)
+        self.read_into(memoryview(data))
+        return data
+
+    def read_into(self, rest: memoryview) -> None:
+        """Read the bytes into memory of that size. Raises: as `read`."""
+        self.file.seek(self.start)
+        while rest:
+            n = self.file.readinto(rest)  # type: ignore[attr-defined]
+            if not n:
+                raise ArtifactError(f"artifact: {self.size} bytes at byte {self.start} are gone; the file was changed.")
+            rest = rest[n:]
+
+
+@dataclass
+class Blobs:
+    """The last section of a file: the bytes that tensors have for themselves, one after another."""
+
+    file: BinaryIO
+    position: int
+    end: int
+
+    @property
+    def n_left(self) -> int:
+        """Bytes that belong to no tensor yet."""
+        return self.end - self.position
+
+    def take(self, size: int) -> Blob:
+        """The next bytes. Raises: ArtifactError: there are not that many."""
+        if size > self.n_left:
+            raise ArtifactError(f"artifact: a tensor needs {size} bytes, only {self.n_left} are left.")
+        self.position += size
+        return Blob(self.file, self.position - size, size)
 
 
 @dataclass
@@ -28,8 +103,8 @@ class Source:
     """Where tensors are read from; `tables` and `models` are those already seen, by their number."""
 
     heads: ByteReader
-    stream: RangeDecoder
-    blobs: ByteReader
+    symbols: Symbols
+    blobs: Blobs
     tables: list[tuple[nn.Parameter, bool]] = field(default_factory=list)
     models: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -42,7 +117,6 @@ class Decoded:
         value: as the layer uses it.
         representation: what writes it; None for a plain tensor.
         original: what the representation stands on, where it needs one.
-        coder: how its numbers are written, for `penjing inspect`.
         entropy_bits: ideal length of its symbols under the model in the file; None where there is no model.
         stream_bits: how much of that is in the stream that tensors share.
     """
@@ -50,9 +124,23 @@ class Decoded:
     value: Tensor
     representation: Representation | None = None
     original: Tensor | None = None
-    coder: str = "plain"
     entropy_bits: float | None = None
     stream_bits: float = 0.0
+
+
+@dataclass(frozen=True)
+class Located:
+    """One tensor whose head is read and whose numbers are not.
+
+    Attributes:
+        dtype: its type.
+        coder: how its numbers are written, for `penjing inspect`.
+        decode: reads them, as often as it is called. Raises: ArtifactError: what the codec would not have written.
+    """
+
+    dtype: torch.dtype
+    coder: str
+    decode: Callable[[], Decoded]
 
 
 class Codec(ABC):
@@ -69,9 +157,5 @@ class Codec(ABC):
         """Append the tensor to the sink."""
 
     @abstractmethod
-    def read(self, shape: tuple[int, ...], variant: int, source: Source) -> Decoded:
-        """Take the tensor from the source. Raises: ArtifactError: what `write` would not have written."""
-
-    def skip(self, shape: tuple[int, ...], variant: int, source: Source) -> None:
-        """Pass over the tensor. What has symbols in the stream that tensors share must be decoded for that."""
-        self.read(shape, variant, source)
+    def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
+        """Read the tensor's head. Raises: ArtifactError: what `write` would not have written."""

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penjing.artifact.codecs.codec import Codec, Decoded, Sink, Source
-from penjing.artifact.codecs.plain import dtype_at, dtype_number, from_bytes, to_bytes
+from penjing.artifact.codecs.codec import Codec, Decoded, Located, Sink, Source
+from penjing.artifact.codecs.plain import dtype_at, dtype_number, elements, from_elements
 from penjing.entropy import best_frequencies, count, entropy_bits, read_frequencies
-from penjing.errors import ArtifactError
 from penjing.representation import Mask, Representation
 
 
@@ -30,18 +29,24 @@ class MaskCodec(Codec):
         model = best_frequencies(count(flags, 2))
         sink.heads.raw(model.table)
         sink.stream.encode(flags, model.freqs)
-        sink.blobs.raw(to_bytes(value.detach().cpu().flatten()[torch.from_numpy(flags).bool()]))
+        sink.blobs += elements(value.detach().cpu().flatten()[torch.from_numpy(flags).bool()]).data
 
-    def read(self, shape: tuple[int, ...], variant: int, source: Source) -> Decoded:
-        dtype = dtype_at(variant)
+    def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
+        dtype, n = dtype_at(variant), math.prod(shape)
         freqs, _ = read_frequencies(source.heads, 2)
-        flags = source.stream.decode(math.prod(shape), freqs)
-        keep = torch.from_numpy(flags.astype(bool))
-        n = int(keep.sum())
-        if n * torch.empty((), dtype=dtype).element_size() > source.blobs.n_left:
-            raise ArtifactError("artifact: a masked tensor keeps more weights than the file holds.")
-        value = torch.zeros(math.prod(shape), dtype=dtype)
-        value[keep] = from_bytes(source.blobs.raw(n * value.element_size()), dtype, (n,))
-        bits = entropy_bits(count(flags, 2), freqs)
-        value, keep = value.reshape(shape), keep.reshape(shape)
-        return Decoded(value, Mask(keep), value, "range", bits, bits)
+        # how many bytes there are depends on the flags
+        flags = source.symbols.decode(source.symbols.add(n, freqs))
+        counts = count(flags, 2)
+        blob = source.blobs.take(int(counts[1]) * torch.empty((), dtype=dtype).element_size())
+        packed, bits = np.packbits(flags), entropy_bits(counts, freqs)
+
+        def decode() -> Decoded:
+            keep = torch.from_numpy(np.unpackbits(packed, count=n).view(bool))
+            kept = torch.empty(blob.size, dtype=torch.uint8)
+            blob.read_into(kept.numpy().data)
+            value = torch.zeros(n, dtype=dtype)
+            value[keep] = from_elements(kept, dtype, (int(counts[1]),))
+            value, keep = value.reshape(shape), keep.reshape(shape)
+            return Decoded(value, Mask(keep), value, bits, bits)
+
+        return Located(dtype, "range", decode)

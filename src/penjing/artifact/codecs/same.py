@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from penjing.artifact.codecs.codec import Codec, Decoded, Sink, Source
+from penjing.artifact.codecs.codec import Codec, Located, Sink, Source
 from penjing.errors import ArtifactError
 from penjing.representation import Representation
 
@@ -21,5 +21,5 @@ class Same(Codec):
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
         raise NotImplementedError("the container writes how many tensors back it is")
 
-    def read(self, shape: tuple[int, ...], variant: int, source: Source) -> Decoded:
+    def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         raise ArtifactError("artifact: a tensor is the same as one that is not there.")
