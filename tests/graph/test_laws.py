@@ -283,7 +283,6 @@ class Transformer(nn.Module):
             ),
             {"a + b": 12, "attend": 4, "attend.out_proj": 12},  # the columns of one weight read both
             id="heads of cross attention",
-            marks=pytest.mark.xfail(strict=False),
         ),
         *[
             pytest.param(
@@ -332,7 +331,7 @@ class Transformer(nn.Module):
             ),
             {"": 3, " #2": 4, " #3": 5},
             id="einsum",
-            marks=pytest.mark.xfail(strict=False),
+            marks=pytest.mark.xfail(strict=True),
         ),
     ],
 )
@@ -387,7 +386,7 @@ class Masked(nn.Module):
         return self.out(scores.softmax(-1) @ self.v(x))
 
 
-@pytest.mark.xfail(strict=False)
+@pytest.mark.xfail(strict=True)
 def test_a_mask_that_may_hide_everything_proves_what_is_left() -> None:
     network = trace(Masked(), [torch.randn(2, 2, 6), torch.tensor([[True, True], [True, False]])])
     grouping = channel_groups(network)
