@@ -57,7 +57,7 @@ def digests(model: nn.Module) -> dict[str, str]:
     """By name, a hash of every tensor's type, shape and bytes."""
     found = {}
     for name, tensor in _tensors(model):
-        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        data = tensor.detach().numpy().tobytes()
         found[name] = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + data).hexdigest()
     return found
 

@@ -26,6 +26,8 @@ TOLERANCE = 1e-9
 _SMALL_SIDE = 64
 _NOTHING = 1e-12
 """An effect that rounding has too."""
+_LEAST_SCALE = 1e-6
+"""An answer smaller than this is 0 but for rounding, which has nothing to be compared with."""
 
 
 @dataclass(frozen=True)
@@ -147,42 +149,47 @@ def _check_constants(network: Network, removal: Removal) -> None:
 def _compare(large: Network, small: Network, removal: Removal, inputs: list[Tensor]) -> Proof:
     with torch.no_grad():
         forced = _forced(large, removal, inputs)
-        cut = list(small.all_answers(*inputs))
-        plain = list(large.all_answers(*(x[:1] for x in inputs)))  # one sample shows that there is an effect
-    errors, effects = [0.0], [0.0]
-    for f, c, p in zip(forced, cut, plain, strict=True):
-        if not isinstance(f, Tensor) or not f.numel():
+        cut = _answers(small, inputs)
+        effect = _effect([f[:1] for f in forced], _answers(large, [x[:1] for x in inputs]))  # one sample shows it
+        effect = effect or _effect(forced, _answers(large, inputs))  # or, where a mask hides everything from it, all
+    errors = [0.0]
+    for f, c in zip(forced, cut, strict=True):
+        if not f.numel():
             continue
         if f.shape != c.shape:
             raise RuntimeError(f"its answer has the shape {tuple(c.shape)}, not {tuple(f.shape)}")
         if not torch.equal(f.isfinite(), c.isfinite()):
             errors.append(math.nan)
             continue
-        effects.append(_relative(f[:1], p))
         some = f.isfinite().reshape(len(f), -1).all(1)  # a sample whose mask hides everything has no answer, in neither
         if not bool(some.any()):
             errors.append(math.nan)
             continue
         f, c = f[some], c[some]
-        scale = float(f.double().abs().max()) or 1.0
+        scale = max(float(f.double().abs().max()), _LEAST_SCALE)
         errors.append(float((f.double() - c.double()).abs().max()) / scale)
     worst = next((e for e in errors if not math.isfinite(e)), max(errors))  # NaN is not larger than anything
-    effect = max(effects)
-    return Proof(
-        worst, effect if effect > _NOTHING else 0.0, tuple(dict.fromkeys(force.node for force in removal.survivors))
-    )
+    return Proof(worst, effect, tuple(dict.fromkeys(force.node for force in removal.survivors)))
+
+
+def _effect(forced: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
+    """The largest relative difference of the answers; 0 where it is rounding's."""
+    found = max((_relative(f, p) for f, p in zip(forced, plain, strict=True)), default=0.0)
+    return found if found > _NOTHING else 0.0
 
 
 def _relative(forced: Tensor, plain: Tensor) -> float:
-    """The largest relative difference where both have numbers."""
+    """The largest relative difference where both have numbers; 0 where one has another shape."""
+    if forced.shape != plain.shape or not forced.numel():
+        return 0.0
     both = forced.isfinite() & plain.isfinite()
     if not bool(both.any()):
         return 0.0
     forced, plain = forced[both].double(), plain[both].double()
-    return float((forced - plain).abs().max()) / (float(plain.abs().max()) or 1.0)
+    return float((forced - plain).abs().max()) / max(float(plain.abs().max()), _LEAST_SCALE)
 
 
-def _forced(network: Network, removal: Removal, inputs: list[Tensor]) -> list[Any]:
+def _forced(network: Network, removal: Removal, inputs: list[Tensor]) -> list[Tensor]:
     """The answers of the large network with the removed channels at zero at every consumer's input edge."""
     edges: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
     for zero in removal.zeros:
@@ -198,7 +205,11 @@ def _forced(network: Network, removal: Removal, inputs: list[Tensor]) -> list[An
         if node.name == name
     }
     with network.watched(edges), network.replaced(replaced):
-        return list(network.all_answers(*inputs))
+        return _answers(network, inputs)
+
+
+def _answers(network: Network, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [answer for answer in network.all_answers(*inputs) if isinstance(answer, Tensor)]
 
 
 def _zeroing(dim: int, index: Tensor, inner: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:

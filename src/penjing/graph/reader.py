@@ -19,6 +19,7 @@ from penjing.graph.sizes import BATCH, Size
 
 RANDOM = ("rand", "normal", "bernoulli", "multinomial", "uniform", "exponential", "poisson")
 RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell")
+COUNTER = "num_batches_tracked"
 MAX_CONSTANT = 1 << 24
 """Elements of the largest constant that is computed while reading."""
 MAX_LENGTH = 1 << 40
@@ -415,10 +416,9 @@ class Reader:
         return made is not None and made.op == "full" and made.settings["value"] == 0
 
     def _tensors_of(self, layer: nn.Module) -> list[Tensor | None]:
-        counters = ("num_batches_tracked",)
         return [
             *layer._parameters.values(),
-            *(b for name, b in layer._buffers.items() if name not in counters),
+            *(b for name, b in layer._buffers.items() if name != COUNTER),
         ]
 
     def _belongs(self, argument: torch.fx.Node, layer: nn.Module) -> bool:
@@ -455,6 +455,9 @@ class Reader:
         if any(True for _ in mine.children()) or (kind_of(mine) is not None and kind_of(mine) != kind):
             return False
         layer = MODULES[kind].build(settings)
+        others = {**mine._parameters, **mine._buffers}
+        if any(others.get(name) is not None for name in {*layer._parameters, *layer._buffers} - {*stored, COUNTER}):
+            return False  # it has, say, a bias that this operation does not add
         for name in tensors:
             held = self.copied(stored[name].path) if name in stored else None  # type: ignore[union-attr]
             if name in layer._buffers:
@@ -465,8 +468,8 @@ class Reader:
                 return False  # a buffer where the module has a parameter
         known = self.modules.get(path)
         if known is None:
-            if "num_batches_tracked" in layer._buffers and "num_batches_tracked" in mine._buffers:
-                layer._buffers["num_batches_tracked"] = copy.deepcopy(mine._buffers["num_batches_tracked"], self.memo)
+            if COUNTER in layer._buffers and COUNTER in mine._buffers:
+                layer._buffers[COUNTER] = copy.deepcopy(mine._buffers[COUNTER], self.memo)
             self.modules[path] = layer.train(mine.training)
         elif kind_of(known) != kind or MODULES[kind].describe(known) != MODULES[kind].describe(layer):
             return False
@@ -706,11 +709,8 @@ def _form(spec: Any, leaves: Any, model: str) -> Any:
         return next(leaves)
     children = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs
     kind, context = spec.type, spec.context
-    fields = getattr(context, "_fields", None)  # of a namedtuple
-    if fields is not None and len(fields) == len(children):
-        context = list(fields)
-    if kind in (tuple, list):
-        return (kind.__name__, *(_form(child, leaves, model) for child in children))
+    if kind in (tuple, list) or getattr(context, "_fields", None) is not None:  # a named tuple unpacks like a tuple
+        return ("list" if kind is list else "tuple", *(_form(child, leaves, model) for child in children))
     if kind is type(None):
         return None
     names: Any = (

@@ -645,7 +645,7 @@ def _group_norm(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -
     for value in inputs[1:]:
         axis = labels.same(axis, value.axes[0], f"{node.name} scales it")
     axis = _whole_groups(labels, node, axis, node.settings["groups"], len(shape))
-    return Value(shape, (inputs[0].axes[0], axis, *inputs[0].axes[2:]))
+    return Value(shape, _places_locked(labels, node, [inputs[0].axes[0], axis, *inputs[0].axes[2:]], len(shape) - 2))
 
 
 def _whole_groups(labels: Labels, node: Node, axis: Axis, groups: int, rank: int) -> Axis:
@@ -796,7 +796,7 @@ def _group_norm_layer(labels: Labels, node: Node, inputs: list[Value], shape: Sh
             axis = labels.same(axis, own.axes[0], f"{node.path} scales it")
     axis = _whole_groups(labels, node, axis, int(layer.num_groups), len(shape))  # type: ignore[arg-type]
     labels.count("layer", node.path, "num_channels", None, axis)
-    return Value(shape, (inputs[0].axes[0], axis, *inputs[0].axes[2:]))
+    return Value(shape, _places_locked(labels, node, [inputs[0].axes[0], axis, *inputs[0].axes[2:]], len(shape) - 2))
 
 
 def _embedding_layer(labels: Labels, node: Node, inputs: list[Value], shape: Shape, layer: nn.Module) -> Value:

@@ -10,6 +10,7 @@ computes of literals alone becomes a constant.
 import contextlib
 import copy
 import dataclasses
+import gc
 import inspect
 import io
 import itertools
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from penjing.errors import TraceError
 from penjing.graph.network import Network
@@ -57,6 +59,11 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
     if not isinstance(model, nn.Module):
         raise TraceError(f"trace: the model must be a torch.nn.Module, got {type(model).__name__}.")
     _refuse_wrappers(model)
+    with collector_paused():
+        return _traced(model, inputs)
+
+
+def _traced(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> Network:
     args, kwargs = in_order(model, inputs)
     with evaluating(model), _custom_functions() as custom:
         before = _state(model)
@@ -86,7 +93,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> 
 
 def _ways(examples: Sequence[Tensor]) -> list[_Way]:
     """How to export, the fastest first; the next one is tried where one fails."""
-    marked = [_marked_export] if all(x.dim() and x[0].numel() * MARKED_BATCH < _MAX_MARKED for x in examples) else []
+    marked = [_marked_export] if all(x[0].numel() * MARKED_BATCH < _MAX_MARKED for x in examples) else []
     if any(x.dim() in (2, 3) for x in examples):  # a sequence, perhaps
         return [partial(_export, with_lengths=True), partial(_export, with_lengths=False), *marked]
     return [*marked, partial(_export, with_lengths=False)]
@@ -98,6 +105,18 @@ def _checked(
     network = reader.network([*args, *kwargs.values()])
     _check(model, network, expected, args, kwargs)
     return network
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection within: reading a graph makes many objects that stay, and looking through them takes a third."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
@@ -155,7 +174,7 @@ def _gradients(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, 
 
 def _one(x: Tensor) -> Tensor:
     """The first sample; a copy, because forward may change it."""
-    return x[:1].clone() if x.dim() else x
+    return x[:1].clone()
 
 
 def _state(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -240,14 +259,16 @@ def in_order(
     for name, x in [*enumerate(args), *kwargs.items()]:
         if not isinstance(x, Tensor):
             raise TraceError(f"trace: the example input {name} must be a tensor, got {type(x).__name__}.")
-        if x.is_meta or (x.dim() and not len(x)):
+        if not x.dim():
+            raise TraceError(f"trace: the example input {name} must have a batch dimension, it is a single number.")
+        if x.is_meta or not len(x):
             raise TraceError(f"trace: the example input {name} has no {'numbers' if x.is_meta else 'samples'}.")
     order = list(inspect.signature(model.forward).parameters)  # the network takes them in the model's order
     kwargs = {name: kwargs[name] for name in sorted(kwargs, key=lambda n: order.index(n) if n in order else len(order))}
 
     def two(x: Tensor) -> Tensor:
         # a batch of one would be taken for a constant
-        return (torch.cat([x[:1], x[-1:]]) if x.dim() else x).detach().to(where)
+        return torch.cat([x[:1], x[-1:]]).detach().to(where)
 
     return tuple(two(x) for x in args), {name: two(x) for name, x in kwargs.items()}
 
@@ -256,7 +277,6 @@ def in_order(
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and afterwards every module as it was: attributes and buffers too.
 
-    Raises: TraceError: its forward method changed a parameter, which cannot be undone.
     """
     tables = ("_parameters", "_buffers", "_modules")
     before = [
@@ -264,7 +284,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
     ]
     buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
-    parameters = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]
     model.eval()
     try:
         yield
@@ -276,12 +295,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for buffer, version, value in buffers:
                 if buffer._version != version:
                     buffer.copy_(value)
-    for name, parameter, version in parameters:
-        if parameter._version != version:
-            raise TraceError(
-                f"trace: the forward method changes the parameter {name} in place; "
-                "a network whose answer depends on earlier calls cannot be held as a graph."
-            )
+
+
+class _ParametersStay(TorchDispatchMode):
+    """Stops a forward method before it writes to a parameter: that could not be undone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._name_of = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters() if p.numel()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            for place, value in zip(func._schema.arguments, args, strict=False):
+                written = place.alias_info is not None and place.alias_info.is_write
+                name = self._name_of.get(value.untyped_storage().data_ptr()) if written else None
+                if name is not None:
+                    raise TraceError(
+                        f"trace: the forward method changes the parameter {name} in place; "
+                        "a network whose answer depends on earlier calls cannot be held as a graph."
+                    )
+        return func(*args, **(kwargs or {}))
 
 
 def answer_of(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Any:
@@ -292,8 +325,10 @@ def answer_of(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, T
 def _first_answer(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Any:
     """What the model says of one sample: the graph is read from two, so what depends on their number shows."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _ParametersStay(model):
             return model(*(_one(x) for x in args), **{n: _one(x) for n, x in kwargs.items()})
+    except TraceError:
+        raise
     except Exception as error:
         raise TraceError(
             f"trace: {_innermost(model, error)} cannot compute the example inputs: {_first_line(error)}. "
@@ -335,7 +370,7 @@ def _quiet() -> Iterator[None]:
 def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], with_lengths: bool) -> _Exported:
     shapes = torch.export.ShapesCollection()  # by tensor, because forward may take *args
     for x in (*args, *kwargs.values()):
-        free = {0: torch.export.Dim.AUTO} if x.dim() else {}
+        free = {0: torch.export.Dim.AUTO}
         if with_lengths and x.dim() in (2, 3):
             free[1] = torch.export.Dim.AUTO
         shapes[x] = free
