@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from penjing.errors import SurgeryError, nearest
+from penjing.graph.garbage import collector_paused
 from penjing.graph.labels import Edge, Labels, Resolved, Site, Value
 from penjing.graph.network import EXIT, INPUT, OUTPUT, TENSOR, Network, node_shapes
 from penjing.graph.rules import flow
@@ -266,6 +267,11 @@ def channel_groups(network: Network) -> Grouping:
     A dimension that is read as several (heads and their width, groups and what is in them) loses channels along one of them:
     attention loses heads, shuffled channels the same of every group; where that is impossible, the other is tried.
     """
+    with collector_paused():
+        return _grouped(network)
+
+
+def _grouped(network: Network) -> Grouping:
     shapes = node_shapes(network, batch=_BATCH)
     choices: dict[tuple[str, int], int] = {}
     tried: dict[tuple[str, int], dict[int, int]] = {}  # by split, the options so far and the channels that each left

@@ -147,3 +147,9 @@ def kind_of(module: nn.Module) -> str | None:
     if cls.__name__.startswith(_PARAMETRIZED):
         cls = cls.__bases__[0]
     return _KIND_OF_TYPE.get(cls)
+
+
+def keeps_shape(module: nn.Module) -> bool:
+    """Whether a layer's result always has the shape and type of its input: an elementwise layer or a norm."""
+    kind = kind_of(module)
+    return kind is not None and (MODULES[kind].elementwise or "Norm" in kind)

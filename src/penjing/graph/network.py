@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, TraceError
-from penjing.graph.modules import MODULES, kind_of
+from penjing.graph.modules import MODULES, keeps_shape, kind_of
 from penjing.graph.ops import DTYPES, OPERATIONS, apply_operation
 from penjing.graph.sizes import BATCH, Size, has_size, resolve
 
@@ -621,7 +621,12 @@ def _shapes(network: Network, batch: int) -> dict[str, tuple[int, ...]]:
     inputs = [node.name for node in network.nodes if node.op == INPUT]
     values = dict(zip(inputs, drawn, strict=True))
     shapes = {name: tuple(value.shape) for name, value in values.items()}
-    with torch.no_grad():
+    alike: dict[str, Callable[..., Tensor]] = {
+        node.name: lambda x: x
+        for node in network.nodes
+        if node.op == MODULE and keeps_shape(network.get_submodule(node.path))
+    }
+    with torch.no_grad(), network.replaced(alike):
         for node, value in network.steps(values, {**network.hints, BATCH: batch}):
             if node.op == OUTPUT:
                 shapes[node.name] = shapes[node.inputs[0]]

@@ -10,7 +10,6 @@ computes of literals alone becomes a constant.
 import contextlib
 import copy
 import dataclasses
-import gc
 import inspect
 import io
 import itertools
@@ -26,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penjing.errors import TraceError
+from penjing.graph.garbage import collector_paused
 from penjing.graph.network import Network
 from penjing.graph.reader import Reader
 
@@ -105,18 +105,6 @@ def _checked(
     network = reader.network([*args, *kwargs.values()])
     _check(model, network, expected, args, kwargs)
     return network
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """No garbage collection within: reading a graph makes many objects that stay, and looking through them takes a third."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
@@ -275,9 +263,7 @@ def in_order(
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards every module as it was: attributes and buffers too.
-
-    """
+    """The model in evaluation mode, and afterwards every module as it was: attributes and buffers too."""
     tables = ("_parameters", "_buffers", "_modules")
     before = [
         (module, {name: copy.copy(value) if name in tables else value for name, value in vars(module).items()})
