@@ -163,3 +163,10 @@ def test_weights_follow_their_originals_until_training_ends() -> None:
     for name, owner, key in named_weights(network):
         assert torch.equal(getattr(owner, key), weights[name])
         assert not owner.parametrizations[key].original.requires_grad
+
+
+def test_parameters_that_belong_to_no_layer_stay() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    clustered, stayed = cluster_network(trace(model, [torch.randn(2, 6)]), 4)
+    assert set(stayed) == {f"0.{name}" for name, _ in model[0].named_parameters()}
+    assert len(clustered.get_submodule("2").weight.unique()) <= 4

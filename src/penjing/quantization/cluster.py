@@ -118,7 +118,8 @@ def cluster_network(
     Args:
         codes: values a weight may have, for each layer.
         layers: other numbers for some layers, by pattern; the last that matches counts.
-    Returns: the network, and the batch norms that could not be folded.
+    Returns: the network, and what stays as it is: the batch norms that could not be folded, by path, and the parameters that
+        belong to no layer (of weight norm, of a module's own formula), by name.
     """
     network, stayed = fold_batch_norms(network)
     network, _ = push_biases(network)
@@ -127,8 +128,11 @@ def cluster_network(
         counts |= dict.fromkeys(select(network.layers().items(), (pattern,), "cluster: layers"), k)
     vectors: list[tuple[nn.Module, str]] = []
     for full_name, layer, name in list(named_weights(network)):
-        if getattr(layer, name).dim() > 1:
-            cluster_(layer, name, counts[full_name.rpartition(".")[0]])
+        path = full_name.rpartition(".")[0]
+        if path not in counts:
+            stayed.append(full_name)
+        elif getattr(layer, name).dim() > 1:
+            cluster_(layer, name, counts[path])
         else:
             vectors.append((layer, name))
     cluster_together_(vectors, bias_codes)
@@ -183,9 +187,12 @@ class Cluster(TrainedStage):
     def apply(self, bench: Workbench) -> None:
         codes = self.codes or 2**self.bits
         bench.network, stayed = cluster_network(bench.network, codes, self.layers, self.bias_codes)
-        for path in stayed:
+        layers = bench.network.layers()
+        for name in stayed:
             bench.warn(
-                f"the batch norm {path} does not follow a layer of its own; its statistics stay float32 in the file"
+                f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
+                if name in layers
+                else f"{name} belongs to no layer of torch.nn; it stays float32 in the file"
             )
         if self.epochs:
             reassigning: list[Part] = []
