@@ -64,6 +64,7 @@ def carry_out(network: Network, task: Task, stages: list[Stage], seed: int = 0, 
     accelerator = Accelerator(cpu=True)
     teachers: dict[str, nn.Module] = {BASELINE: copy.deepcopy(network)}
     standing: dict[str, Any] = {}
+    kept: dict[int, Any] = {}
     for position, stage in enumerate(stages):
         bench = Workbench(
             copy.deepcopy(network),
@@ -75,6 +76,7 @@ def carry_out(network: Network, task: Task, stages: list[Stage], seed: int = 0, 
             reporter=Silent(),
             teachers=teachers,
             standing=standing,
+            kept=kept,
         )
         seed_everything(derive_seed(seed, bench.key))
         before = dict(standing)

@@ -212,6 +212,7 @@ class _Running:
         n_leading = next((i for i, stage in enumerate(self.stages) if not isinstance(stage, Train)), len(self.stages))
         teachers: dict[str, nn.Module] = {}
         standing: dict[str, Callable[[Workbench], None]] = {}
+        kept: dict[int, dict[str, Tensor]] = {}
         records: list[Record] = []
         gauge: Gauge | None = None
         try:
@@ -230,6 +231,7 @@ class _Running:
                     reporter=self.reporter,
                     teachers=teachers,
                     standing=standing,
+                    kept=kept,
                 )
                 self.reporter.say(f"[bold]{position + 1}/{len(self.stages)} {type(stage).label}[/bold]")
                 seconds = self._apply(stage, bench)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from accelerate import Accelerator
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.errors import SettingError, nearest
 from penjing.graph import Network
@@ -37,6 +37,7 @@ class Workbench:
         warnings: what the user should know of this stage.
         facts: what the stage has to tell the report.
         standing: what must be done again after every later stage, by name, such as choosing exit thresholds.
+        kept: by step, the weights that the run's first training to keep that step kept; 0: the initial ones.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Workbench:
         reporter: Reporter,
         teachers: Mapping[str, nn.Module],
         standing: dict[str, Callable[[Workbench], None]],
+        kept: dict[int, dict[str, Tensor]] | None = None,
     ) -> None:
         self.network, self.task, self.key, self.seed = network, task, key, seed
         self.journal, self.accelerator, self.reporter, self.teachers = journal, accelerator, reporter, teachers
         self.standing = standing
+        self.kept = {} if kept is None else kept
         self.warnings: list[str] = []
         self.facts: dict[str, Json] = {}
         self.history: dict[str, History] = {}
@@ -74,6 +77,8 @@ class Workbench:
             reporter=self.reporter,
         )
         self.history[name] = history
+        for step, weights in history.weights.items():
+            self.kept.setdefault(step, weights)
         return history
 
     def decide(self, name: str, compute: Callable[[], Json]) -> Json:
