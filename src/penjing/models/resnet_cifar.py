@@ -60,7 +60,8 @@ class ResNetCifar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))  # (batch, width, side, side)
-        x = self.layer3(self.layer2(self.layer1(x)))  # (batch, 4 * width, side / 4, side / 4)
+        for stage in ("layer1", "layer2", "layer3"):
+            x = self.get_submodule(stage)(x)  # at last (batch, 4 * width, side / 4, side / 4)
         return self.linear(x.mean((2, 3)))
 
 
