@@ -1,6 +1,6 @@
 """Importance of a channel by how much the loss would change without it, to first order."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,26 @@ def taylor_scores(
     Returns: per group (channels,), at least 0.
     Source: Molchanov et al. 2017, arXiv:1611.06440, eq. 8, taken at the readers' inputs so that coupled channels add up.
     """
+    totals = [torch.zeros(group.n_channels, dtype=torch.float64) for group in groups]
+    n = 0
+    for size, changes in sample_changes(network, groups, loss, batches):
+        n += size
+        for total, change in zip(totals, changes, strict=True):
+            # the loss is a mean over the batch: its gradient is a sample's own, divided by the batch's size
+            total += change.abs().sum(0) * size
+    return [(total / max(n, 1)).float() for total in totals]
+
+
+def sample_changes(
+    network: Network, groups: Sequence[Group], loss: Callable[[Batch], Tensor], batches: Iterable[Batch]
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """For each batch its size, and per group the first-order changes of the batch's loss, (samples, channels).
+
+    changes[s, c] = sum over positions and readers of a_c dL/da_c for sample s, the gradient with respect to a gate that
+    multiplies channel c where it is read. L is the mean over the batch: times the size it is that of the sample's own loss.
+    The network is in evaluation mode. Results whose first dimension is not the batch's count each entry of it as a sample, and
+    then the changes are at least 0.
+    """
     seen: dict[tuple[str, int], list[Tensor]] = {(read.node, read.position): [] for g in groups for read in g.reads}
 
     def note(edge: tuple[str, int]) -> Callable[[Tensor], Tensor]:
@@ -36,8 +56,7 @@ def taylor_scores(
 
         return watch
 
-    totals = [torch.zeros(group.n_channels, dtype=torch.float64) for group in groups]
-    training, n = network.training, 0
+    training = network.training
     network.eval()
     try:
         with network.watched({edge: note(edge) for edge in seen}):
@@ -47,13 +66,9 @@ def taylor_scores(
                 with torch.enable_grad():
                     value = loss(batch)
                     torch.autograd.backward(value, inputs=[t for tensors in seen.values() for t in tensors])
-                n += batch.size
-                for total, group in zip(totals, groups, strict=True):
-                    # the loss is a mean over the batch: its gradient is a sample's own, divided by the batch's size
-                    total += _changes(group, seen, batch.size).abs().sum(0) * batch.size
+                yield batch.size, [_changes(group, seen, batch.size) for group in groups]
     finally:
         network.train(training)
-    return [(total / max(n, 1)).float() for total in totals]
 
 
 def _changes(group: Group, seen: Mapping[tuple[str, int], Sequence[Tensor]], n: int) -> Tensor:
