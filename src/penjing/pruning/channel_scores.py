@@ -12,8 +12,10 @@ from penjing.pruning.apoz import average_zeros
 from penjing.pruning.batch_norm_scale import batch_norm_scales
 from penjing.pruning.channel_fisher import fisher_scores
 from penjing.pruning.geometric_median import geometric_median_scores
+from penjing.pruning.grouped_weights import grouped_weights
 from penjing.pruning.magnitude import magnitude_scores
 from penjing.pruning.taylor import taylor_scores
+from penjing.pruning.weight_scores import WEIGHT_SCORES
 from penjing.sensitivity import Evidence
 
 Need = Literal["weights", "batch norm", "ReLU", "samples", "loss"]
@@ -68,8 +70,9 @@ CHANNEL_SCORES: dict[str, ChannelScore] = {
 
 def check_score(name: str, where: str) -> str:
     """The name of a score. Raises: SettingError: there is none of that name, with the nearest ones."""
-    if name not in CHANNEL_SCORES:
-        raise SettingError(f'{where}: there is no score "{name}"; {nearest(name, CHANNEL_SCORES)}.')
+    known = [*CHANNEL_SCORES, *(OF_WEIGHTS + other for other in WEIGHT_SCORES)]
+    if name not in known:
+        raise SettingError(f'{where}: there is no score "{name}"; {nearest(name, known)}.')
     return name
 
 
@@ -82,6 +85,10 @@ def channel_scores(name: str, network: Network, groups: Sequence[Group], evidenc
     Raises: SettingError: no such score, or it needs what the evidence or the network does not have.
     """
     check_score(name, "channel scores")
-    found = CHANNEL_SCORES[name].compute(network, groups, evidence)
-    comparable = CHANNEL_SCORES[name].comparable
+    if name.startswith(OF_WEIGHTS):
+        found = grouped_weights(WEIGHT_SCORES[name.removeprefix(OF_WEIGHTS)](network, evidence), groups)
+        comparable = False
+    else:
+        found = CHANNEL_SCORES[name].compute(network, groups, evidence)
+        comparable = CHANNEL_SCORES[name].comparable
     return found if comparable else [score / score.norm().clamp_min(1e-12) for score in found]

@@ -6,12 +6,10 @@ over all layers with scores divided by their norm in each layer); Hu et al. 2016
 channels).
 """
 
-import itertools
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -20,10 +18,9 @@ from penjing.graph import Group, Grouping, Network, channel_groups, prove_remova
 from penjing.pruning.amounts import AMOUNTS, COUNTED, Amount, Stopwatch, fewest, first_of, in_order, search
 from penjing.pruning.apoz import average_zeros, often_zero
 from penjing.pruning.channel_scores import channel_scores, check_score
-from penjing.representation import named_weights
-from penjing.sensitivity import Evidence
+from penjing.pruning.evidence import evidence_of, samples_of
 from penjing.shapes import Json
-from penjing.training import Batch, TrainedStage, Workbench, over_exits
+from penjing.training import TrainedStage, Workbench
 
 _LATENCY_STEPS = 5
 """Networks that are timed in one round."""
@@ -183,7 +180,8 @@ class _Round:
         """By group the positions that go; what is left of the amount; what is short of it, in words."""
         if self.stage.rule == "apoz":
             return self._often_zero()
-        scores = channel_scores(self.stage.score, self.bench.network, self.groups, self._evidence())
+        evidence = evidence_of(self.stage, self.bench, self.stage.batches)
+        scores = channel_scores(self.stage.score, self.bench.network, self.groups, evidence)
         kind, _ = self.stage.amount
         if kind == "sparsity":
             return self._share_of_channels(scores)
@@ -230,7 +228,8 @@ class _Round:
         return {"channels": self._first(order, n), "left": round(reached, 4), "short": short}
 
     def _often_zero(self) -> Json:
-        shares = average_zeros(self.bench.network.to(self.bench.accelerator.device), self.groups, self._samples())
+        network = self.bench.network.to(self.bench.accelerator.device)
+        shares = average_zeros(network, self.groups, samples_of(self.bench, self.stage.batches))
         channels: dict[str, list[int]] = {}
         for group, share in zip(self.groups, shares, strict=True):
             worst = sorted((-float(share[c]), c) for c in often_zero(share))
@@ -247,27 +246,3 @@ class _Round:
 
     def _without(self, order: list[tuple[int, int]], n: int) -> Network:
         return remove_channels(self.bench.network, self.grouping.removal(self._first(order, n)))
-
-    def _samples(self) -> Iterator[Batch]:
-        task, device = self.bench.task, self.bench.accelerator.device
-        return itertools.islice(task.batches(task.train, device), self.stage.batches)
-
-    def _evidence(self) -> Evidence:
-        """Training samples and the loss: of the labels, or where there are none of the teacher's answers."""
-        bench = self.bench
-        device = bench.accelerator.device
-        bench.network.to(device)
-        name = self.stage.teacher
-        teacher = bench.teacher(name, self.stage.where()).to(device) if name else None
-
-        def loss(network: Network, batch: Batch) -> Tensor:
-            answers = network.all_answers(*batch.args, **batch.kwargs)
-            if batch.labels is None and teacher is not None:
-                target = teacher(*batch.args, **batch.kwargs).detach().softmax(-1)
-                return over_exits(answers, lambda a: torch.nn.functional.cross_entropy(a, target))
-            return over_exits(answers, lambda a: bench.task.loss(a, batch.labels))
-
-        shapes = {name: getattr(owner, own).shape for name, owner, own in named_weights(bench.network)}
-        kept = bench.kept.get(0, {})
-        fits = all(name in kept and kept[name].shape == shape for name, shape in shapes.items())
-        return Evidence(self._samples, loss, {name: kept[name] for name in shapes} if fits else None)
