@@ -30,7 +30,7 @@ def test_the_mask_is_the_brute_force_optimum(values: list[int], scope: str, spar
     """No other mask of as many weights, with one at least in each layer, keeps a larger sum."""
     half = len(values) // 2
     scores = {"a": torch.tensor(values[:half]).float()[:, None], "b": torch.tensor(values[half:]).float()[:, None]}
-    masks, notes = choose_masks(scores, sparsity, scope=scope)  # type: ignore[arg-type]
+    masks, _ = choose_masks(scores, sparsity, scope=scope)  # type: ignore[arg-type]
     groups = [["a", "b"]] if scope == "global" else [["a"], ["b"]]
     for names in groups:
         own = {name: scores[name] for name in names}
@@ -63,9 +63,8 @@ def test_magnitude_masks_keep_the_largest() -> None:
 
 def test_rows_lose_the_same_fraction() -> None:
     scores = {"a": torch.rand(6, 2, 5)}
-    ((mask,), _) = (
-        list(part.values()) if isinstance(part, dict) else part for part in choose_masks(scores, 0.7, scope="row")
-    )
+    masks, _ = choose_masks(scores, 0.7, scope="row")
+    mask = masks["a"]
     assert mask.flatten(1).sum(1).tolist() == [3] * 6
     lowest = torch.where(mask, scores["a"], torch.inf).flatten(1).amin(1)
     assert (torch.where(mask, -torch.inf, scores["a"]).flatten(1).amax(1) <= lowest).all()
@@ -109,10 +108,8 @@ def test_n_of_m_keeps_exactly_n_of_every_m(rows: int, groups: int, form: tuple[i
     grouped = mask.movedim(1, -1).unflatten(-1, (-1, m))
     assert (grouped.sum(-1) == n).all()
     values = score.movedim(1, -1).unflatten(-1, (-1, m))
-    assert (
-        torch.equal(torch.where(grouped, values, 0).sum(-1), values.topk(n).values.sort().values.sum(-1))
-        or (torch.where(grouped, values, 0).sum(-1) - values.topk(n).values.sum(-1)).abs().max() < 1e-6
-    )
+    best = values.topk(n).values.amin(-1, keepdim=True)
+    assert torch.equal(grouped, values >= best)  # random numbers differ
 
 
 def test_two_of_four_on_layers_that_do_not_divide_is_reported() -> None:
@@ -184,10 +181,10 @@ def test_masks_on_a_network_zero_the_weights_and_meet(network: Network) -> None:
 
 
 def test_masks_that_do_not_fit_are_refused(network: Network) -> None:
-    with pytest.raises(SettingError, match='no weight "4.weigth" of a layer; did you mean "4.weight"'):
+    with pytest.raises(SettingError, match=r'no weight "4.weigth" of a layer; did you mean "4.weight"'):
         apply_masks_(network, {"4.weigth": torch.ones(3, 16)})
     with pytest.raises(SettingError, match=r"has shape \(3, 16\), its mask \(16, 3\)"):
         apply_masks_(network, {"4.weight": torch.ones(16, 3)})
     cluster_(network.get_submodule("4"), "weight", 4)
-    with pytest.raises(SurgeryError, match="4.weight is a codebook already.*Prune weights before"):
+    with pytest.raises(SurgeryError, match=r"4.weight is a codebook already.*Prune weights before"):
         apply_masks_(network, {"4.weight": torch.ones(3, 16)})

@@ -201,7 +201,8 @@ def apply_masks_(network: Network, masks: Mapping[str, Tensor]) -> None:
         other = next((part for part in stack if not isinstance(part, Mask)), None)
         if other is not None:
             raise SurgeryError(
-                f"masks: {name} is a {other.kind} already, and a removed weight would be one of its values. Prune weights before."
+                f"masks: {name} is a {other.kind} already, and a removed weight would be one of its values. "
+                "Prune weights before that."
             )
         if stack:
             mask = stack[-1]
