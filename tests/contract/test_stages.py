@@ -28,6 +28,9 @@ REFUSED = {
     ("separable-convs", "separable-convs"): "none of the chosen layers can be replaced",
     ("cluster", "separable-convs"): "its weight has a representation; separate before that",
     ("cluster", "cluster"): "has a codebook already",
+    ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
+    ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",
+    ("cluster", "prune-weights"): r"is a codebook already, .*Prune weights before that",
 }
 """(first, second): orders that make no sense, and what the second one says."""
 

@@ -1,6 +1,6 @@
 """From scores to masks, and masks onto a network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -182,6 +182,25 @@ def masks_of(network: Network) -> Masks:
     return {name: mask for name in weighted_layers(network) if (mask := mask_of(network, name)) is not None}
 
 
+def check_maskable(network: Network, names: Iterable[str]) -> None:
+    """See that masks can be put on these weights.
+
+    Raises: SettingError: a name that is no weight of a layer. SurgeryError: the weight is written in a way that a mask cannot
+        go on top of.
+    """
+    layers = weighted_layers(network)
+    for name in names:
+        if name not in layers:
+            raise SettingError(f'masks: there is no weight "{name}" of a layer; {nearest(name, layers)}.')
+        stack = representations(layers[name], "weight")
+        other = next((part for part in stack if not isinstance(part, Mask)), None)
+        if other is not None:
+            raise SurgeryError(
+                f"masks: {name} is a {other.kind} already, and a removed weight would be one of its values. "
+                "Prune weights before that."
+            )
+
+
 @torch.no_grad()
 def apply_masks_(network: Network, masks: Mapping[str, Tensor]) -> None:
     """Put masks on weights, in place. Where there is one already, only what both keep stays.
@@ -189,21 +208,14 @@ def apply_masks_(network: Network, masks: Mapping[str, Tensor]) -> None:
     Raises: SettingError: a name that is no weight of a layer, or a mask of another shape. SurgeryError: the weight is written
         in a way that a mask cannot go on top of.
     """
+    check_maskable(network, masks)
     layers = weighted_layers(network)
     for name, keep in masks.items():
-        if name not in layers:
-            raise SettingError(f'masks: there is no weight "{name}" of a layer; {nearest(name, layers)}.')
         layer = layers[name]
         weight: Tensor = getattr(layer, "weight")  # noqa: B009
         if keep.shape != weight.shape:
             raise SettingError(f"masks: {name} has shape {tuple(weight.shape)}, its mask {tuple(keep.shape)}.")
         stack = representations(layer, "weight")
-        other = next((part for part in stack if not isinstance(part, Mask)), None)
-        if other is not None:
-            raise SurgeryError(
-                f"masks: {name} is a {other.kind} already, and a removed weight would be one of its values. "
-                "Prune weights before that."
-            )
         if stack:
             mask = stack[-1]
             assert isinstance(mask, Mask)
