@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from penjing.errors import DataError, SettingError, TrainingError
 from penjing.graph import Network, trace
+from penjing.representation import Mask, represent_
 from penjing.training import AverageWeights, Fit, LearnFromLabels, LearnFromTeacher, Part, Schedule, Task, device_named
 from penjing.training import fit as fit_module
 from penjing.training.fit import fit_
@@ -242,3 +243,12 @@ def test_a_finished_training_is_only_read_and_randomness_goes_on_alike(
     second = fit_(twin, Task([], []), Schedule(epochs=2), keep=tmp_path / "t", seed=1)  # it could not train on nothing
     assert same(network, twin) and first.losses == second.losses
     assert torch.equal(drawn, torch.rand(3))
+
+
+def test_a_masked_weight_learns_like_one_without_a_mask(network: Network, task: Task) -> None:
+    """Not at the rate in proportion to its size that a codebook learns at, and with weight decay."""
+    plain, masked = copy.deepcopy(network), copy.deepcopy(network)
+    represent_(masked.get_submodule("0"), "weight", Mask(torch.ones(8, 6)))
+    for one in (plain, masked):
+        fit_(one, task, Schedule(epochs=2, lr=0.1, optimizer="sgd", weight_decay=0.1, warmup=0.0))
+    torch.testing.assert_close(masked.get_submodule("0").weight, plain.get_submodule("0").weight)

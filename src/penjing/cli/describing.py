@@ -19,7 +19,7 @@ from penjing.training.stage import described
 from penjing.units import show_bytes
 
 
-def _table(*, show_footer: bool = False) -> Table:
+def plain_table(*, show_footer: bool = False) -> Table:
     """A table that is as narrow as its content."""
     look = {"show_edge": False, "pad_edge": False, "collapse_padding": True}
     return Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="bold", show_footer=show_footer, **look)  # type: ignore[arg-type]
@@ -29,7 +29,7 @@ def show_stages(name: str | None, console: Console) -> None:
     """All stages in a line each, or one with its settings."""
     if name is not None and name not in STAGES:
         raise SettingError(f'stages: there is no stage "{name}"; {nearest(name, STAGES)}.')
-    table = _table()
+    table = plain_table()
     if name is None:
         for column in ("stage", "family", "what it does"):
             table.add_column(column)
@@ -66,7 +66,7 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
             }
         )
         return
-    table = _table(show_footer=True)
+    table = plain_table(show_footer=True)
     table.add_column("tensor", footer="file", overflow="fold")
     table.add_column("shape")
     table.add_column("density", justify="right")
@@ -129,7 +129,7 @@ def show_bench(
             ]
         )
         return
-    table = _table()
+    table = plain_table()
     table.add_column("file", overflow="fold")
     table.add_column("runtime")
     for column in ("file bytes", "ms, median", "quartiles", "speed"):

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, SettingError
 from penjing.version import __version__
 
 app = typer.Typer(
@@ -244,6 +244,63 @@ def export(
     from penjing.cli.describing import show_export
 
     show_export(file, out, exit_, force, json_, out_console)
+
+
+@app.command()
+@_told
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="A claim, such as lottery-ticket; see --list.", show_default=False)
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="All claims, and what came of them.")] = False,
+    profile: Annotated[
+        str, typer.Option(help="full: the run that is judged; quick: smaller, at most five minutes, decides nothing.")
+    ] = "full",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder where the data lie (MNIST, CIFAR-10).", show_default=False)
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Seeds 0 to N - 1; fewer than 3 decide nothing.", min=1, show_default="the claim's"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results; finished parts in it are not run again.")] = Path(
+        "results"
+    ),
+    threads: Annotated[int, typer.Option(help="Threads for training.", min=1)] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin nothing new after so long; the next call goes on.", show_default=False)
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Write the page of all results there, such as docs/claims.md.", show_default=False),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Run a paper's claim, smaller, and judge it: what the paper found, what we find, and whether it holds."""
+    from penjing.cli.reproducing import list_claims, run_claim, show_page
+
+    if profile not in ("full", "quick"):
+        raise SettingError(f'reproduce: --profile must be full or quick, got "{profile}".')
+    if page is not None:
+        show_page(out, page, out_console)
+    if list_ or (name is None and page is None):
+        list_claims(out, json_, out_console)
+    elif name is not None:
+        run_claim(
+            name,
+            profile=profile,
+            seeds=seeds,
+            data=data,
+            out=out,
+            threads=threads,
+            device=device,
+            seconds=seconds,
+            as_json=json_,
+            console=out_console,
+        )
 
 
 def print_json(value: Any) -> None:

@@ -1,1 +1,31 @@
-"""Claims of papers, run and judged."""
+"""Claims of papers, each a file: what was claimed, our experiment, the inequalities that must hold."""
+
+import importlib
+
+from penjing.errors import SettingError, nearest
+from penjing.papers.claim import Check, Claim
+from penjing.papers.reproduce import reproduce, result_path
+
+CLAIMS: dict[str, str] = {
+    "optimal-brain-damage": "optimal_brain_damage",
+    "lifelong-importance": "lifelong_importance",
+    "network-trimming": "network_trimming",
+    "lottery-ticket": "lottery_ticket",
+    "deconstructing-lottery-tickets": "deconstructing",
+    "weight-agnostic": "weight_agnostic",
+    "rethinking-pruning": "rethinking_pruning",
+    "iterative-vs-one-shot": "iterative_vs_one_shot",
+    "neuron-vs-weight": "neuron_vs_weight",
+}
+"""By its word on the command line, the file of each claim."""
+
+
+def claim_named(name: str) -> Claim:
+    """A claim. Raises: SettingError: there is none of that name, with the nearest."""
+    if name not in CLAIMS:
+        raise SettingError(f'reproduce: there is no claim "{name}"; {nearest(name, CLAIMS)}.')
+    found: Claim = importlib.import_module(f"{__name__}.{CLAIMS[name]}").CLAIM
+    return found
+
+
+__all__ = ["CLAIMS", "Check", "Claim", "claim_named", "reproduce", "result_path"]

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from penjing.errors import SettingError, TrainingError, nearest
 from penjing.graph import ExitOutputs, Network
+from penjing.graph.network import module_at
+from penjing.representation import Mask
 from penjing.settings import Settings
 from penjing.training.checkpoint import load_state, save_state
 from penjing.training.part import Answers, LearnFromLabels, Part
@@ -311,14 +313,14 @@ def _agree(network: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """Weights decay; biases and norms do not. What writes a weight learns at a rate in proportion to its values' size."""
+    """Weights decay, masked ones too; biases and norms do not. Codebooks learn at a rate in proportion to their values' size."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     groups: list[dict[str, Any]] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        if ".parametrizations." in name:
+        if ".parametrizations." in name and not _is_masked_weight(network, name):
             size = float(parameter.detach().square().mean().sqrt())
             groups.append({"params": [parameter], "weight_decay": 0.0, "scale": size or 1.0})
         else:
@@ -326,6 +328,13 @@ def _parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, 
     groups.append({"params": decayed, "weight_decay": schedule.weight_decay, "scale": 1.0})
     groups.append({"params": free, "weight_decay": 0.0, "scale": 1.0})
     return [group for group in groups if group["params"]]
+
+
+def _is_masked_weight(network: nn.Module, name: str) -> bool:
+    """Whether a parameter is a weight under masks and nothing else: it learns as it would without them."""
+    stack, _, own = name.rpartition(".")
+    parts = module_at(network, stack).children() if own == "original" else ()
+    return own == "original" and all(isinstance(part, Mask) for part in parts)
 
 
 def _optimizer(schedule: Schedule, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
