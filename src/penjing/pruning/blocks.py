@@ -19,11 +19,10 @@ from penjing.errors import SurgeryError
 from penjing.graph import Network, Node, node_shapes
 from penjing.graph.network import INPUT, MODULE, TENSOR, module_at, needed
 from penjing.pruning.evidence import evidence_of
+from penjing.pruning.same_answers import TOLERANCE, answer_difference
 from penjing.sensitivity import Evidence
 from penjing.shapes import Json
 from penjing.training import TrainedStage, Workbench
-
-_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def remove_block(network: Network, block: Block) -> Network:
     small.nodes = needed(_bypassed(network, block.name, block.shortcut))
     _drop_uncalled_(small, network)
     small.train(network.training)
-    error = _difference(network, small, block)
-    if not error <= _TOLERANCE:
+    error = answer_difference(network, small, {(block.name, block.position): torch.zeros_like})
+    if not error <= TOLERANCE:
         raise SurgeryError(
             f"surgery: the network without the block {block.name} differs from the one whose branch is zero by {error:.2g} "
             "relative; nothing was changed. Please report this network."
@@ -252,22 +251,6 @@ def _drop_uncalled_(small: Network, network: Network) -> None:
         for table in tables if node.op == TENSOR else tables[:1]:
             if name in table and not within:
                 del table[name]  # type: ignore[attr-defined]
-
-
-def _difference(large: Network, small: Network, block: Block, n_inputs: int = 3) -> float:
-    """The largest relative difference of the answers when the large network's branch is zero at the addition."""
-    inputs = large.random_inputs(n_inputs, torch.Generator().manual_seed(0), torch.float64)
-    one, other = large.in_float64().eval(), small.in_float64().eval()
-    with torch.no_grad(), one.watched({(block.name, block.position): torch.zeros_like}):
-        expected = [a for a in one.all_answers(*inputs) if isinstance(a, Tensor)]
-    with torch.no_grad():
-        found = [a for a in other.all_answers(*inputs) if isinstance(a, Tensor)]
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if a.numel():
-            difference = (a - b).double().abs().max() / a.double().abs().max().clamp_min(1e-6)
-            worst = max(worst, float(difference)) if bool(difference.isfinite()) else float("nan")
-    return worst
 
 
 def _spoken(shape: Sequence[int]) -> str:
