@@ -65,7 +65,7 @@ def weight_groups(network: Network, kinds: Sequence[Kind]) -> tuple[list[WeightG
         if kind == "filters":
             found += _filters(network, weights)
         elif kind == "depth":
-            found += _depth(network, weights)
+            found += _depth(network, weights, left)
         else:
             of = [(p, w) for p, w in weights.items() if (w.shape[1] > 1 if kind == "channels" else w.dim() > 2)]
             found += [_columns(path, weight, kind) for path, weight in of]
@@ -158,14 +158,14 @@ def _beside(network: Network, group: Group) -> tuple[Place, ...] | None:
     return tuple(found)
 
 
-def _depth(network: Network, weights: Mapping[str, Tensor]) -> list[WeightGroups]:
+def _depth(network: Network, weights: Mapping[str, Tensor], left: Mapping[str, str]) -> list[WeightGroups]:
     found = []
     modules = dict(network.named_modules())
     for block in find_blocks(network)[0]:
         pieces, silent, whole = [], [], True
         for path in block.layers:
             layer = modules.get(path)
-            if layer is None or parametrize.is_parametrized(layer, "bias"):
+            if layer is None or path in left or parametrize.is_parametrized(layer, "bias"):
                 whole = False
                 continue
             if path in weights:
