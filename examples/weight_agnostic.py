@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -32,6 +31,7 @@ from penjing.pruning.weight_agnostic import (
     Trial,
     Worth,
     dense,
+    digits_search,
     digits_trial,
     hold_zeros_,
     search,
@@ -44,8 +44,6 @@ from penjing.pruning.weight_agnostic.evaluate import plan
 from penjing.report.charts import config
 from penjing.report.colours import LIGHT
 
-SETTINGS: dict[str, dict[str, Any]] = {"digits": {"initial_enabled": 0.05}, "swing-up": {}}
-"""Where a task's settings are not the defaults."""
 NAMES = {
     "digits": (["1", *(f"{row},{column}" for row in range(8) for column in range(8))], [str(c) for c in range(10)]),
     "swing-up": (["1", "x", "x'", "cos θ", "sin θ", "θ'"], ["force"]),
@@ -62,7 +60,8 @@ def main() -> None:
     if file.exists() and not options.resume:
         raise RunError(f"{file}: a search is there already. Give --resume to go on, or another --out.")
     trial: Trial = digits_trial() if options.task == "digits" else SwingUpTrial()
-    settings = SearchSettings(population=options.population, seed=options.seed, **SETTINGS[options.task])
+    make = digits_search if options.task == "digits" else SearchSettings
+    settings = make(population=options.population, seed=options.seed)
     line = Line(options.generations)
     state = search(trial, settings, options.generations, file=file, progress=line.show)
     line.end()
@@ -82,7 +81,7 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(SETTINGS), default="digits")
+    parser.add_argument("--task", choices=list(NAMES), default="digits")
     parser.add_argument("--population", type=int, default=64)
     parser.add_argument("--generations", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from penjing.errors import RunError, SettingError
-from penjing.pruning.weight_agnostic.digits import accuracy, digits_trial, ensemble_accuracy, nll
+from penjing.pruning.weight_agnostic.digits import accuracy, digits_search, digits_trial, ensemble_accuracy, nll
 from penjing.pruning.weight_agnostic.evaluate import evaluate
 from penjing.pruning.weight_agnostic.search import (
     SearchSettings,
@@ -41,7 +41,7 @@ class Parity:
 
 def test_digits_improve_in_thirty_generations() -> None:
     trial = digits_trial(batch=400)
-    state = search(trial, SearchSettings(population=24, initial_enabled=0.05, seed=0), 30)
+    state = search(trial, digits_search(population=24, seed=0), 30)
     champion = state.champion
     assert champion is not None
     assert state.history[-1].champion > state.history[0].champion + 0.05

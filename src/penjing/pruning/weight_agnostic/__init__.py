@@ -1,7 +1,7 @@
 """Networks that work whatever their weight: a search among topologies, with one weight for all connections.
 
     trial = digits_trial()
-    state = search(trial, SearchSettings(initial_enabled=0.05), generations=500)
+    state = search(trial, digits_search(seed=0), generations=500)
     print(weigh_digits(state.champion, trial, np.random.default_rng(0)))
     network = trace(to_network(state.champion, 1.0), (x,))
 
@@ -10,7 +10,7 @@ Source: Gaier and Ha 2019, Weight Agnostic Neural Networks, arXiv:1906.04358.
 
 from penjing.pruning.weight_agnostic.cart_pole import SwingUpTrial
 from penjing.pruning.weight_agnostic.conversion import TopologyNetwork, hold_zeros_, to_network, train_weights
-from penjing.pruning.weight_agnostic.digits import DigitsTrial, digits_trial
+from penjing.pruning.weight_agnostic.digits import DigitsTrial, digits_search, digits_trial
 from penjing.pruning.weight_agnostic.evaluate import evaluate, evaluate_own
 from penjing.pruning.weight_agnostic.search import (
     SERIES,
@@ -42,6 +42,7 @@ __all__ = [
     "advance",
     "begin",
     "dense",
+    "digits_search",
     "digits_trial",
     "evaluate",
     "evaluate_own",

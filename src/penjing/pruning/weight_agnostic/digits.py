@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from sklearn.datasets import load_digits
 from penjing.data.digits import N_TEST, SPLIT_SEED
 from penjing.data.splits import hold_out
 from penjing.pruning.weight_agnostic.evaluate import evaluate
+from penjing.pruning.weight_agnostic.search import SearchSettings
 from penjing.pruning.weight_agnostic.topology import Topology
 
 Images = NDArray[np.float64]
@@ -55,6 +57,14 @@ def digits_trial(batch: int = 1000) -> DigitsTrial:
     images, labels = np.asarray(data.data, dtype=np.float64) / 16, np.asarray(data.target, dtype=np.int64)
     train, test = (np.asarray(part) for part in hold_out(len(labels), N_TEST, SPLIT_SEED))
     return DigitsTrial(images[train], labels[train], images[test], labels[test], batch)
+
+
+def digits_search(**settings: Any) -> SearchSettings:
+    """Settings of a search for these: few connections at first and large tournaments, as in the paper for MNIST.
+
+    0.15 and 16 gave the best reward on the training part after 200 generations, among 0.02 to 0.15 and 4 to 32.
+    """
+    return SearchSettings(**({"initial_enabled": 0.15, "tournament": 16} | settings))
 
 
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
