@@ -31,6 +31,21 @@ REFUSED = {
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
     ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",
     ("cluster", "prune-weights"): r"is a codebook already, .*Prune weights before that",
+    ("supermask", "separable-convs"): "its weight has a representation; separate before that",
+    ("lottery-ticket", "separable-convs"): "its weight has a representation; separate before that",
+    ("cluster", "scratch"): "has a codebook; train from scratch before clustering",
+    **{
+        (first, "supermask"): "has a representation already; learn the mask first"
+        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster")
+    },
+    **{
+        (first, "lottery-ticket"): "has a representation already; look for tickets before that"
+        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster")
+    },
+    **{
+        (first, "lottery-ticket"): "before stages that change the network's shape"
+        for first in ("separable-convs", "prune-channels", "early-exits")
+    },
 }
 """(first, second): orders that make no sense, and what the second one says."""
 
@@ -67,7 +82,7 @@ def carry_out(network: Network, task: Task, stages: list[Stage], seed: int = 0, 
     accelerator = Accelerator(cpu=True)
     teachers: dict[str, nn.Module] = {BASELINE: copy.deepcopy(network)}
     standing: dict[str, Any] = {}
-    kept: dict[int, Any] = {}
+    kept: dict[int, Any] = {0: {name: tensor.clone() for name, tensor in network.state_dict().items()}}
     for position, stage in enumerate(stages):
         bench = Workbench(
             copy.deepcopy(network),

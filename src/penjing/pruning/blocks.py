@@ -33,7 +33,8 @@ class Block:
         name: the node that adds the two.
         shortcut: the node whose result goes on alone when the branch is removed.
         position: which of the inputs of the addition is the branch.
-        nodes: what is computed for the branch alone, in order; layers: the layers with parameters among it, by path.
+        nodes: what is computed for the branch alone, in order.
+        layers: by path, the layers with parameters that only these nodes use.
     """
 
     name: str
@@ -62,13 +63,16 @@ def find_blocks(network: Network) -> tuple[tuple[Block, ...], dict[str, str]]:
             if not layers:
                 continue
             if shapes[shortcut] == shapes[node.name] == shapes[node.inputs[position]]:
-                blocks.append(Block(node.name, shortcut, position, tuple(n.name for n in gone), layers))
+                names = {n.name for n in gone}
+                elsewhere = {n.path for n in network.nodes if n.path and n.name not in names}
+                own = tuple(path for path in layers if path not in elsewhere)
+                blocks.append(Block(node.name, shortcut, position, tuple(n.name for n in gone), own))
             else:
                 kept[node.name] = f"its branch of {', '.join(layers)} gives another shape than its shortcut has"
             continue
         both = above[node.inputs[0]] & above[node.inputs[1]]
-        own = [n for n in network.nodes if n.name in (above[node.inputs[0]] | above[node.inputs[1]]) - both]
-        layers = _learned(network, own)
+        apart = [n for n in network.nodes if n.name in (above[node.inputs[0]] | above[node.inputs[1]]) - both]
+        layers = _learned(network, apart)
         if both and layers:
             before = next(n.name for n in reversed(network.nodes) if n.name in both)
             change = f"it changes the shape from {_spoken(shapes[before])} to {_spoken(shapes[node.name])}, and "
