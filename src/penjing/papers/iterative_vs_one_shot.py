@@ -49,7 +49,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
         sparsity=float(sparsity),
         score="magnitude",
         scope="global",
-        schedule=way,
+        pace=way,
         rounds=rounds,
         epochs=settings.rounds // rounds,
         lr=settings.fine_tuning_lr,

@@ -28,7 +28,7 @@ class Experiment(Settings):
     rate: float = Field(default=0.2, description="of the weights left that go in a round; half of it in the last layer")
     rounds: int = 8
     every: int = Field(default=100, description="steps between looks at the validation set")
-    reinit_at: tuple[int, ...] = Field(default=(4, 7), description="rounds whose masks are tried with new weights")
+    reinit_at: tuple[int, ...] = Field(default=(7,), description="rounds whose masks are tried with new weights")
     random_at: tuple[int, ...] = Field(default=(4, 7), description="rounds whose sparsity is tried with random masks")
 
     @property

@@ -148,7 +148,10 @@ class Fit:
                 "What was finished before this stage is safe."
             )
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        if self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no":
+            loss.backward()  # Accelerate's does the same, and looks for packages on disk at every step
+        else:
+            self.accelerator.backward(loss)
         if self.schedule.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.schedule.clip_norm)
         self.optimizer.step()
@@ -313,7 +316,7 @@ def _agree(network: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """Weights decay, masked ones too; biases and norms do not. Codebooks learn at a rate in proportion to their values' size."""
+    """Weights decay, masked ones too; biases and norms do not. Codebooks learn at a rate in proportion to their size."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     groups: list[dict[str, Any]] = []
