@@ -24,6 +24,7 @@ import penjing as pj
 from penjing.errors import PenjingError, RunError
 from penjing.pruning.weight_agnostic import (
     ACTIVATIONS,
+    DigitsTrial,
     SearchSettings,
     State,
     SwingUpTrial,
@@ -37,9 +38,11 @@ from penjing.pruning.weight_agnostic import (
     search,
     to_network,
     train_weights,
+    tune_swing_up,
     weigh_digits,
     weigh_swing_up,
 )
+from penjing.pruning.weight_agnostic.cart_pole import starts, swing_up_own
 from penjing.pruning.weight_agnostic.evaluate import plan
 from penjing.report.charts import config
 from penjing.report.colours import LIGHT
@@ -70,7 +73,9 @@ def main() -> None:
     rows = {"found topology": weigh(state.champion, trial, options.seed)}
     hidden = [20] if options.task == "digits" else [10]
     rows["dense layers"] = weigh(dense(trial.n_inputs, hidden, trial.n_outputs), trial, options.seed)
-    trained = save_network(state.champion, trial, rows["found topology"].best_weight, options.seed, out / "champion.pj")
+    best_weight = rows["found topology"].best_weight
+    save_network(state.champion, best_weight, out / "champion.pj")
+    trained = trained_score(state.champion, trial, best_weight, options.seed)
     print(table(rows, options.task, trained))
     content = {"task": options.task, "seed": options.seed, "generations": state.generation, "trained": trained}
     worths = {name: asdict(worth) for name, worth in rows.items()}
@@ -125,12 +130,20 @@ def weigh(topology: Topology, trial: Trial, seed: int) -> Worth:
     return weigh_digits(topology, trial, generator)
 
 
-def save_network(topology: Topology, trial: Trial, weight: float, seed: int, file: Path) -> float | None:
-    """Save the topology at its best shared weight. Returns: accuracy with trained weights, where the task has classes."""
-    network = pj.trace(to_network(topology, weight), (torch.zeros(2, trial.n_inputs),))
-    pj.save(network, file)
+def save_network(topology: Topology, weight: float, file: Path) -> None:
+    """Save the topology at its best shared weight."""
+    example = torch.zeros(2, topology.n_inputs)
+    pj.save(pj.trace(to_network(topology, weight), (example,)), file)
+
+
+def trained_score(topology: Topology, trial: Trial, weight: float, seed: int) -> float:
+    """Accuracy or reward after the weights were trained, each by itself, from the best shared one."""
+    generator = np.random.default_rng([seed, 3])
     if isinstance(trial, SwingUpTrial):
-        return None
+        weights = tune_swing_up(topology, weight, generator)
+        return float(swing_up_own(topology, weights[None], starts(20, generator)).mean())
+    assert isinstance(trial, DigitsTrial)
+    network = pj.trace(to_network(topology, weight), (torch.zeros(2, trial.n_inputs),))
     hold_zeros_(network)
     x, test = (torch.tensor(part, dtype=torch.float32) for part in (trial.train_x, trial.test_x))
     train_weights(network, x, torch.tensor(trial.train_y), generator=torch.Generator().manual_seed(seed))
@@ -138,7 +151,7 @@ def save_network(topology: Topology, trial: Trial, weight: float, seed: int, fil
         return float((network(test).argmax(1) == torch.tensor(trial.test_y)).double().mean())
 
 
-def table(rows: dict[str, Worth], task: str, trained: float | None) -> str:
+def table(rows: dict[str, Worth], task: str, trained: float) -> str:
     unit, digits = (100, 1) if task == "digits" else (1, 0)
     what = "accuracy on held-out digits (%)" if task == "digits" else "reward of an episode, 1000 at most"
 

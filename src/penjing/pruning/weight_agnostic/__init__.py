@@ -25,6 +25,7 @@ from penjing.pruning.weight_agnostic.search import (
     search,
 )
 from penjing.pruning.weight_agnostic.topology import ACTIVATIONS, Topology, dense, minimal, mutate
+from penjing.pruning.weight_agnostic.tuning import tune_by_reward, tune_swing_up
 from penjing.pruning.weight_agnostic.weighing import Worth, weigh_digits, weigh_swing_up
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "search",
     "to_network",
     "train_weights",
+    "tune_by_reward",
+    "tune_swing_up",
     "weigh_digits",
     "weigh_swing_up",
 ]
