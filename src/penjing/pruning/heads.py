@@ -15,6 +15,7 @@ from pydantic import Field
 
 from penjing.errors import SurgeryError
 from penjing.graph import Group, Grouping, Network, Node, channel_groups, node_shapes, remove_channels
+from penjing.graph.network import without_data
 from penjing.pruning.channels import RemoveInRounds
 from penjing.training import Workbench
 
@@ -31,15 +32,19 @@ def head_groups(network: Network, grouping: Grouping | None = None) -> list[Grou
     products = [node for node in network.nodes if node.op in _PRODUCTS and _of_two_results(network, node)]
     if not products:
         return []
-    before = node_shapes(network)
+    before, twin = node_shapes(network), without_data(network)
     found = []
     for group in grouping.groups:
         if group.n_channels < 2:
             continue
         try:
-            after = node_shapes(remove_channels(network, grouping.removal({group.name: [0]})))
-        except SurgeryError:
+            removal = grouping.removal({group.name: [0]})
+        except SurgeryError:  # it would be the last channel of some tensor
             continue
+        try:
+            after = node_shapes(remove_channels(twin, removal))
+        except (NotImplementedError, RuntimeError):  # an operation needs numbers to tell its shape
+            after = node_shapes(remove_channels(network, removal))
         if any(_loses_a_head(node, before, after) for node in products):
             found.append(group)
     return found
