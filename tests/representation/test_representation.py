@@ -213,3 +213,34 @@ def test_shared_centroids_stay_shared_in_copies() -> None:
     assert copied is again.get_submodule("4").parametrizations.bias[0].centroids
     assert copied is not shared
     assert sum(p is copied for p in again.parameters()) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_mask_follows_every_change_of_itself(dtype: torch.dtype) -> None:
+    """What it remembers of itself is made anew: after changes in place, loading, copying, another type or layout."""
+    original = torch.randn(3, 4, 5, 5, dtype=dtype).to(memory_format=torch.channels_last)
+    mask = Mask(torch.rand(3, 4, 5, 5) < 0.5)
+
+    def right(mask: Mask, original: torch.Tensor) -> bool:
+        return torch.equal(mask(original), original.masked_fill(~mask.keep, 0))
+
+    assert right(mask, original)
+    mask.keep.logical_and_(torch.rand(3, 4, 5, 5) < 0.5)
+    assert right(mask, original)
+    again = copy.deepcopy(mask)
+    for _ in range(4):
+        again.keep.logical_not_()
+        assert right(again, original)
+    assert right(mask, original)
+    mask.load_state_dict({"keep": torch.rand(3, 4, 5, 5) < 0.5})
+    assert right(mask, original) and right(mask, original.double()) and right(mask, original.contiguous())
+    with torch.inference_mode():
+        assert right(mask, original) and right(Mask(torch.rand(3, 4, 5, 5) < 0.5), original)
+
+
+def test_a_mask_can_be_differentiated_twice_and_sample_by_sample() -> None:
+    mask = Mask(torch.rand(4) < 0.5)
+    w = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda w: mask(w).pow(3), w)
+    each = torch.func.vmap(torch.func.grad(lambda w: mask(w).pow(2).sum()))(torch.ones(3, 4))
+    assert torch.equal(each, 2.0 * mask.keep.expand(3, -1))

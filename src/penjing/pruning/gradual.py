@@ -10,8 +10,6 @@ from torch import Tensor
 
 from penjing.errors import SettingError
 from penjing.pruning.masks import Masks, apply_masks_, masks_of
-from penjing.representation import Mask, representations
-from penjing.sensitivity import weighted_layers
 from penjing.training import Fit, Part
 
 
@@ -76,24 +74,6 @@ class PruneGradually(Part):
 
     def load_state(self, state: dict[str, object]) -> None:
         self.choices = int(state["choices"])  # type: ignore[call-overload]
-
-
-class TrainMaskedWeights(Part):
-    """Lets the weights under masks learn as fast, and decay as much, as any other weight.
-
-    What writes a weight, such as a table of values, learns at a rate in proportion to its values' size. The original under a
-    mask writes nothing: it is the weight.
-    """
-
-    def start(self, fit: Fit) -> None:
-        under_masks = {
-            id(layer.parametrizations["weight"].original)  # type: ignore[index, union-attr]
-            for layer in weighted_layers(fit.network).values()
-            if (stack := representations(layer, "weight")) and all(isinstance(part, Mask) for part in stack)
-        }
-        for group in fit.optimizer.param_groups:
-            if all(id(parameter) in under_masks for parameter in group["params"]):
-                group["scale"], group["weight_decay"] = 1.0, fit.schedule.weight_decay
 
 
 def masks_to_json(masks: Mapping[str, Tensor]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from penjing.errors import SettingError, nearest
 from penjing.graph import select
 from penjing.pruning.evidence import evidence_of, samples_of
-from penjing.pruning.gradual import PruneGradually, TrainMaskedWeights, masks_from_json, masks_to_json
+from penjing.pruning.gradual import PruneGradually, masks_from_json, masks_to_json
 from penjing.pruning.masks import (
     Chosen,
     Masks,
@@ -237,7 +237,7 @@ class PruneWeights(TrainedStage):
 
     def _train(self, bench: Workbench, name: str, *, measure: bool = True) -> Weights:
         """Train; where it is asked for, with what synaptic intelligence accumulates meanwhile."""
-        parts: list[Part] = [*self.parts(bench), TrainMaskedWeights()]
+        parts: list[Part] = self.parts(bench)
         if not measure:
             bench.train(self.schedule(), parts, name)
             return {}
@@ -266,7 +266,7 @@ class PruneWeights(TrainedStage):
             return found.masks
 
         pruning = PruneGradually(choose, names, every=self.every, until=self.until, regrow=self.regrow)
-        bench.train(self.schedule(), [*self.parts(bench), TrainMaskedWeights(), pruning])
+        bench.train(self.schedule(), [*self.parts(bench), pruning])
         masks = masks_of(bench.network)
         n_all = sum(masks[name].numel() for name in names)
         asked = (
