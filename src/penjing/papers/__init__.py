@@ -10,6 +10,7 @@ CLAIMS: dict[str, str] = {
     "optimal-brain-damage": "optimal_brain_damage",
     "lifelong-importance": "lifelong_importance",
     "network-trimming": "network_trimming",
+    "structured-sparsity": "structured_sparsity",
     "lottery-ticket": "lottery_ticket",
     "deconstructing-lottery-tickets": "deconstructing",
     "weight-agnostic": "weight_agnostic",

@@ -1,7 +1,7 @@
 """Prune a little at a time: why the lecture does not remove everything at once."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -44,12 +44,13 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
         return {"accuracy": laboratory.percent_correct(network, task)}
     network.load_state_dict(laboratory.left(DENSE))
     way, _, sparsity = arm.partition(" ")
-    rounds = settings.rounds if way == "iterative" else 1
+    pace: Literal["iterative", "one-shot"] = "iterative" if way == "iterative" else "one-shot"
+    rounds = settings.rounds if pace == "iterative" else 1
     stage = PruneWeights(
         sparsity=float(sparsity),
         score="magnitude",
         scope="global",
-        pace=way,
+        pace=pace,
         rounds=rounds,
         epochs=settings.rounds // rounds,
         lr=settings.fine_tuning_lr,
