@@ -10,6 +10,7 @@ found network at its best shared weight) and search.png. Source: Gaier and Ha 20
 # ruff: noqa: T201
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -271,7 +272,8 @@ def place_nodes(topology: Topology, heard: dict[int, list[int]]) -> dict[int, tu
             centre = {n: float(np.mean([place[s][1] for s in heard[n]])) if heard[n] else 0.5 for n in column}
             column.sort(key=centre.__getitem__)
         for at, node in enumerate(column):
-            place[node] = (number, 1 - (at + 0.5) / len(column))
+            aside = 0.3 * math.sin(2.4 * number) if 0 < number < last else 0.0  # else long connections hide short ones
+            place[node] = (number, 1 - (at + 0.5 + aside) / len(column))
     return place
 
 
