@@ -101,15 +101,11 @@ class Plain(Codec):
         return dtype_number(value)
 
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
-        data = elements(value)
-        planes = data.reshape(-1, value.element_size()).T.tobytes()
-        level = _THOROUGH if len(data) <= _THOROUGH_BYTES else _FAST
-        packed = zstandard.ZstdCompressor(level=level, write_content_size=False, write_checksum=False).compress(planes)
-        method = _ZSTD if len(packed) + 4 < len(data) else _RAW
-        sink.heads.uvarint(method)
-        if method == _ZSTD:
+        packed = packed_planes(value)
+        sink.heads.uvarint(_RAW if packed is None else _ZSTD)
+        if packed is not None:
             sink.heads.uvarint(len(packed))
-        sink.blobs += packed if method == _ZSTD else data.data
+        sink.blobs += elements(value).data if packed is None else packed
 
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         dtype = dtype_at(variant)
@@ -120,14 +116,30 @@ class Plain(Codec):
         blob = source.blobs.take(n_bytes if method == _RAW else source.heads.uvarint())
 
         def decode() -> Decoded:
+            if method == _ZSTD:
+                return Decoded(from_planes(blob, dtype, shape))
             data = torch.empty(n_bytes, dtype=torch.uint8)
-            if method == _RAW:
-                blob.read_into(data.numpy().data)
-            else:
-                data.numpy().reshape(-1, _size(dtype))[:] = _unpacked(blob, n_bytes).reshape(_size(dtype), -1).T
+            blob.read_into(data.numpy().data)
             return Decoded(from_elements(data, dtype, shape))
 
         return Located(dtype, "zstd" if method == _ZSTD else "raw", decode)
+
+
+def packed_planes(value: Tensor) -> bytes | None:
+    """All first bytes of the elements, all second bytes ..., under Zstandard; None where that is not shorter."""
+    data = elements(value)
+    planes = data.reshape(-1, value.element_size()).T.tobytes()
+    level = _THOROUGH if len(data) <= _THOROUGH_BYTES else _FAST
+    packed = zstandard.ZstdCompressor(level=level, write_content_size=False, write_checksum=False).compress(planes)
+    return packed if len(packed) + 4 < len(data) else None
+
+
+def from_planes(blob: Blob, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `packed_planes`. Raises: ArtifactError: damaged, or not of that size."""
+    n_bytes, size = math.prod(shape) * _size(dtype), _size(dtype)
+    data = torch.empty(n_bytes, dtype=torch.uint8)
+    data.numpy().reshape(-1, size)[:] = _unpacked(blob, n_bytes).reshape(size, -1).T
+    return from_elements(data, dtype, shape)
 
 
 def _size(dtype: torch.dtype) -> int:
