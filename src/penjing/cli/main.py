@@ -248,6 +248,40 @@ def export(
 
 @app.command()
 @_told
+def scan(
+    file: Annotated[Path, typer.Argument(help="An artifact, such as small.pj.")],
+    dataset: Annotated[str, typer.Option(help="digits, mnist, image-folder or package.module:function.")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="Folder where the data lie.", show_default=False)] = None,
+    score: Annotated[
+        str, typer.Option(help="What makes a weight important: magnitude, fisher, obd, wanda ...")
+    ] = "magnitude",
+    structure: Annotated[str, typer.Option(help="What goes together: weights, 2:4, 4x1, filter-shapes.")] = "weights",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Only these: names, globs, type:Class, !not-this.", show_default=False)
+    ] = None,
+    drop: Annotated[float, typer.Option(help="How much of the metric a layer's pruning may cost.", min=0)] = 0.005,
+    plot: Annotated[Path | None, typer.Option(help="Draw it there, such as scan.png.", show_default=False)] = None,
+    json_: Json = False,
+) -> None:
+    """How sensitive each layer is: the metric when it alone is pruned, and how much of it may go."""
+    from penjing.cli.scanning import show_scan
+
+    show_scan(
+        file,
+        dataset,
+        data,
+        score=score,
+        structure=structure,
+        layers=layer or [],
+        drop=drop,
+        plot=plot,
+        as_json=json_,
+        console=out_console,
+    )
+
+
+@app.command()
+@_told
 def reproduce(
     name: Annotated[
         str | None, typer.Argument(help="A claim, such as lottery-ticket; see --list.", show_default=False)

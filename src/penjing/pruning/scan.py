@@ -21,6 +21,7 @@ from penjing.representation import plain
 from penjing.sensitivity import Evidence, weighted_layers
 from penjing.shapes import Json
 from penjing.training import Task
+from penjing.training.progress import Reporter, Silent
 
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
@@ -104,6 +105,7 @@ def sensitivity_scan(
     structure: str = "weights",
     layers: Sequence[str] = ("*",),
     evidence: Evidence | None = None,
+    reporter: Reporter | None = None,
 ) -> SensitivityScan:
     """Prune one layer at a time, as far as each of the sparsities, and measure on the validation set. Nothing is trained.
 
@@ -112,6 +114,7 @@ def sensitivity_scan(
         score: a name in `WEIGHT_SCORES`, or a measure; computed once.
         layers: which: names, globs, type:Class, !not-this.
         evidence: what the score looks at.
+        reporter: where progress goes.
     Raises: SettingError: sparsities out of [0, 1), none, an unknown name, or evidence that the score needs and does not get.
     """
     tried = tuple(sorted(set(sparsities)))
@@ -130,19 +133,20 @@ def sensitivity_scan(
 
     baseline = value()
     values: dict[str, tuple[float, ...]] = {}
-    for name in found:
-        if name.rpartition(".")[0] not in chosen:
-            continue
-        weight = dense.get_parameter(name).detach()
-        whole, row = weight.clone(), []
-        for sparsity in tried:
-            keep = choose_masks(
-                {name: scores[name]}, sparsity, scope="layer", already=already, structure=structure
-            ).masks
-            weight.copy_(whole.masked_fill(~keep[name].to(whole.device), 0.0))
-            row.append(value())
-        weight.copy_(whole)
-        values[name] = tuple(row)
+    names = [name for name in found if name.rpartition(".")[0] in chosen]
+    with (reporter or Silent()).bar("scan", len(names) * len(tried)) as bar:
+        for name in names:
+            weight = dense.get_parameter(name).detach()
+            whole, row = weight.clone(), []
+            for sparsity in tried:
+                keep = choose_masks(
+                    {name: scores[name]}, sparsity, scope="layer", already=already, structure=structure
+                ).masks
+                weight.copy_(whole.masked_fill(~keep[name].to(whole.device), 0.0))
+                row.append(value())
+                bar.advance(1, f"{name} {100 * sparsity:g} %")
+            weight.copy_(whole)
+            values[name] = tuple(row)
     label = score if isinstance(score, str) else "own"
     return SensitivityScan(task.metric.name, task.metric.higher_is_better, label, baseline, tried, values)
 
