@@ -78,15 +78,16 @@ class Claim:
         return hashlib.sha256(json.dumps(self.settings[profile].model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
     def code_hash(self) -> str:
-        """Of what is judged, and of the claim's own file: of what the code does, not of its comments, docstrings and layout."""
+        """Of what is judged and of the claim's own file: of what code does, not of comments, docstrings, layout and picture."""
         modules = sorted({*self.judges, self.measure.__module__})
         meanings = [_meaning(inspect.getsource(importlib.import_module(name))) for name in modules]
         return hashlib.sha256("\0".join(meanings).encode()).hexdigest()[:12]
 
 
 def _meaning(source: str) -> str:
-    """A module's syntax tree without docstrings."""
+    """A module's syntax tree without docstrings and pictures."""
     tree = ast.parse(source)
+    tree.body = [node for node in tree.body if getattr(node, "name", "") != "picture"]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (

@@ -151,7 +151,7 @@ def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
     for arms_of_seed in found.values():
         for arm, figures in arms_of_seed.items():
             for kind, name in names.items():
-                if arm.startswith(kind) or arm == DENSE:
+                if arm.startswith(kind) or (arm == DENSE and kind == "ticket"):
                     rows.append(
                         {
                             "arm": name,
