@@ -16,6 +16,7 @@ from penjing.pruning.weight_agnostic import (
     SwingUpTrial,
     Trial,
     dense,
+    digits_search,
     digits_trial,
     search,
     weigh_digits,
@@ -57,7 +58,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     with laboratory.reporter.bar(arm, generations) as bar:
         state = search(
             trial,
-            SearchSettings(population=settings.population, seed=laboratory.seed),
+            (digits_search if is_digits else SearchSettings)(population=settings.population, seed=laboratory.seed),
             generations,
             file=state_file,
             progress=lambda state: bar.advance(1, f"reward {state.history[-1].champion:.3g}"),
