@@ -7,7 +7,6 @@ One core, minutes. The folder then holds search.npz (where the search stands; go
 found network at its best shared weight) and search.png. Source: Gaier and Ha 2019, arXiv:1906.04358.
 """
 
-# ruff: noqa: T201
 import argparse
 import json
 import math
