@@ -59,6 +59,40 @@ def test_the_exits_save_on_the_validation_set_what_was_asked(finished: Path) -> 
     assert [point["name"] for point in report["final"]["operating_points"]] == ["exit 0", "final", "thresholds"]
 
 
+def test_a_claim_is_run_judged_listed_and_put_on_a_page(penjing_says: Say, tmp_path: Path) -> None:
+    out, page = tmp_path / "results", tmp_path / "claims.md"
+    result = penjing_says("reproduce", "neuron-vs-weight", "--profile", "quick", "--seeds", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "indicative" in result.stdout and "Wen et al. 2016" in result.stdout
+    found = json.loads((out / "quick" / "neuron-vs-weight.json").read_text())
+    assert found["seeds"] == [0] and {check["verdict"] for check in found["checks"]} == {"undecided"}
+    assert (out / "quick" / "neuron-vs-weight.png").stat().st_size > 10_000
+    listed = json.loads(penjing_says("reproduce", "--list", "--json", "--out", out).stdout)
+    assert listed["neuron-vs-weight"] is None  # a quick run is no result
+    assert penjing_says("reproduce", "--page", page, "--out", out).exit_code == 0
+    assert page.read_text().count("not run") == len(listed)
+    assert "Give the folder" not in one_line(penjing_says("reproduce", "lottery-ticket", "--out", out))
+    assert "full or quick" in one_line(penjing_says("reproduce", "lottery-ticket", "--profile", "fast"))
+
+
+def test_scan(finished: Path, penjing_says: Say, tmp_path: Path) -> None:
+    baseline = finished / "stages" / "00-baseline.pj"
+    plot = tmp_path / "scan.png"
+    found = json.loads(penjing_says("scan", baseline, "--drop", 0.02, "--plot", plot, "--json").stdout)
+    assert (
+        set(found["values"]) == set(found["amounts"]) == {"block0.conv.weight", "block1.conv.weight", "linear.weight"}
+    )
+    for name, row in found["values"].items():
+        fits = [s for s, value in zip(found["sparsities"], row, strict=True) if found["baseline"] - value <= 0.02]
+        assert found["amounts"][name] == max(fits, default=0)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    table = penjing_says("scan", baseline, "--layer", "linear").stdout
+    assert "linear.weight" in table and "block0" not in table and "from_scan" in table
+    assert 'no score "magnitud"; did you mean "magnitude"' in one_line(
+        penjing_says("scan", baseline, "--score", "magnitud")
+    )
+
+
 def test_inspect(finished: Path, penjing_says: Say) -> None:
     size = (finished / "tiny.pj").stat().st_size
     found = json.loads(penjing_says("inspect", finished / "tiny.pj", "--json").stdout)

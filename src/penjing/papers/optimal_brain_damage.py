@@ -169,6 +169,7 @@ def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
     return side_by_side(
         curves(rows, "deleted (%)", y, title="not retrained", log_y=True, order=list(SCORES.values())),
         curves(compared, "deleted (%)", y, title="OBD: predicted and measured", log_y=True),
+        same_arms=False,
     )
 
 

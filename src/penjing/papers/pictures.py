@@ -35,7 +35,13 @@ def curves(
     """
     base = alt.Chart(alt.Data(values=[dict(row) for row in rows])).encode(
         x=alt.X(f"{x}:Q", title=x, scale=alt.Scale(type="log" if log_x else "linear", zero=False, nice=False)),
-        color=alt.Color("arm:N", title=None, scale=alt.Scale(range=list(_RANGE)), sort=list(order) or None),
+        color=alt.Color(
+            "arm:N",
+            title=None,
+            scale=alt.Scale(range=list(_RANGE)),
+            sort=list(order) or None,
+            legend=alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3),
+        ),
     )
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)
     band = base.mark_area(opacity=0.18).encode(y=alt.Y(f"min({y}):Q", title=y, scale=scale), y2=f"max({y}):Q")
@@ -59,9 +65,9 @@ def dots(
     )
 
 
-def side_by_side(*charts: alt.LayerChart) -> alt.HConcatChart:
-    """Several pictures in one."""
-    return alt.hconcat(*charts, spacing=40).resolve_scale(color="shared")
+def side_by_side(*charts: alt.LayerChart, same_arms: bool = True) -> alt.HConcatChart:
+    """Several pictures in one; with the same arms in all of them one legend serves for all."""
+    return alt.hconcat(*charts, spacing=40).resolve_scale(color="shared" if same_arms else "independent")
 
 
 def write_picture(chart: Any, path: Path) -> None:
