@@ -74,7 +74,8 @@ def _short_csr(matrix: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         csr = matrix.to_sparse_csr()
-        return torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), matrix.shape)
+        short = (csr.crow_indices().int(), csr.col_indices().int())
+        return torch.sparse_csr_tensor(*short, csr.values(), matrix.shape, check_invariants=True)
 
 
 def _in_turns(variants: Mapping[str, Callable[[], Tensor]], turns: int) -> dict[str, float]:
