@@ -107,6 +107,7 @@ def test_the_code_hash_follows_what_code_does() -> None:
     source = '"""What it is."""\n\n\ndef f(x: int) -> int:\n    """Twice."""\n    return 2 * x\n'
     assert _meaning(source) == _meaning(source.replace("Twice", "Two times").replace("2 * x", "2*x  # twice"))
     assert _meaning(source) != _meaning(source.replace("2 * x", "3 * x"))
+    assert _meaning(source) == _meaning(source + "\n\ndef picture() -> int:\n    return 1\n\n\nCLAIM = f(2)\n")
 
 
 def test_unknown_names_and_missing_data_are_told() -> None:

@@ -85,9 +85,9 @@ class Claim:
 
 
 def _meaning(source: str) -> str:
-    """A module's syntax tree without docstrings and pictures."""
+    """A module's syntax tree without docstrings, pictures, and the claim's own words; its settings have a hash of their own."""
     tree = ast.parse(source)
-    tree.body = [node for node in tree.body if getattr(node, "name", "") != "picture"]
+    tree.body = [node for node in tree.body if getattr(node, "name", "") != "picture" and not _names_claim(node)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (
@@ -97,3 +97,7 @@ def _meaning(source: str) -> str:
         ):
             node.body = node.body[1:]
     return ast.dump(tree)
+
+
+def _names_claim(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "CLAIM" for t in node.targets)

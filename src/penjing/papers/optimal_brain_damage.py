@@ -180,10 +180,11 @@ CLAIM = Claim(
     "less than when the "
     "smallest weights go, the sum predicts the rise, and most weights can go after retraining.",
     scaled="A tanh network 784-40-10 on 10,000 images of MNIST instead of a convolutional one with 10^5 connections; "
-    "squared error as in the "
-    "paper; the second derivative is the Gauss-Newton part, exact for each sample. The figures have the same with "
-    "cross entropy, which judges "
-    "nothing: a network that fits its training set has hardly any curvature there.",
+    "squared error as in "
+    "the paper; the second derivative is the Gauss-Newton part, exact for each sample. The figures have the same with "
+    "cross entropy, "
+    "which judges nothing; it was run first, and squared error taken after its failure had been seen, because it is "
+    "the paper's.",
     data=("mnist",),
     settings={
         "full": Experiment(),

@@ -14,7 +14,7 @@ from penjing.report.colours import LIGHT
 Row = Mapping[str, Any]
 _RANGE = ("#0f7a56", "#b4540a", "#3b5fa8", "#8a5a9e", "#76847f", "#b3261e", "#855600")
 _SIZE = {"width": 460, "height": 300}
-_SCALE = 2
+_SCALE = 1.4
 
 
 def curves(

@@ -9,6 +9,7 @@ results/parts/NAME/...       a record for every finished (seed, arm), so that an
 import datetime
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -68,7 +69,7 @@ def reproduce(
             laboratory = Laboratory(seed, folder=folder, data=data, device=device)
             found[seed] = {}
             for arm in arms:
-                path = folder / f"seed-{seed}-{arm}.json"
+                path = folder / f"seed-{seed}-{re.sub('[^a-zA-Z0-9.]+', '-', arm)}.json"
                 if not path.exists():
                     if seconds is not None and time.monotonic() - begun > seconds:
                         raise RunError(
