@@ -190,4 +190,5 @@ CLAIM = Claim(
     checks=checks,
     picture=picture,
     judges=("penjing.pruning.lottery_ticket", "penjing.pruning.ticket_actions", "penjing.pruning.masks"),
+    seeds=5,
 )
