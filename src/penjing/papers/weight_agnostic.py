@@ -143,8 +143,8 @@ def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
     }
     charts = []
     for arm, value, factor in (
-        (DIGITS, "digits: test accuracy (%)", 100.0),
-        (SWING_UP, "swing-up: reward of 1,000", 1.0),
+        (DIGITS, "test accuracy (%)", 100.0),
+        (SWING_UP, "reward of 1000", 1.0),
     ):
         rows = [
             {"arm": name, value: factor * arms_of_seed[arm][kind]}
