@@ -2,9 +2,10 @@
 
     python bench/mask_cost.py [--steps 200] [--json FILE]
 
-The network with masks and the one without take turns, so that whatever else the machine does falls on both; the times are
-those of the processor, which does not count other programs. Required are ratios of at most 1.05 (ResNet-20) and 1.15
-(LeNet-300-100), with the optimizer of the training loop, AdamW.
+The network without masks, the one with masks as the training loop has them (`masks_in_place`), and the one whose masks are
+left to autograd take turns, so that whatever else the machine does falls on all; the times are those of the processor, which
+does not count other programs. Required of the training loop are ratios of at most 1.05 (ResNet-20) and 1.15 (LeNet-300-100)
+with its optimizer, AdamW.
 """
 
 import argparse
@@ -23,9 +24,11 @@ from torch import Tensor, nn
 from penjing.graph import Network, trace
 from penjing.models import lenet_300_100, resnet_cifar
 from penjing.pruning import apply_masks_, choose_masks
+from penjing.representation import MasksInPlace
 from penjing.sensitivity import layer_weights
 
 SPARSITY = 0.9
+SIDES = ("without", "in place", "by autograd")
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float, float]] = {
     # build, sample, batch, steps as a fraction of those asked for, largest ratio
     "LeNet-300-100": (lenet_300_100, (1, 28, 28), 60, 1.0, 1.15),
@@ -48,38 +51,45 @@ def network_of(build: Callable[[], nn.Module], sample: tuple[int, ...], masked: 
     return network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
-def step_seconds(network: Network, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+def step_seconds(
+    network: Network, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, masks: MasksInPlace
+) -> float:
     """Processor time of one step: forward, backward, update."""
     begun = time.process_time()
     optimizer.zero_grad()
     nn.functional.cross_entropy(network(x), y).backward()
     optimizer.step()
+    masks.enforce_()
     return time.process_time() - begun
 
 
 def compare(case: str, optimizer: str, steps: int) -> dict[str, Any]:
-    """Milliseconds of a step, quartiles, and the ratio of the medians; the first steps are not counted."""
+    """Milliseconds of a step, quartiles, and the ratios of the medians; the first steps are not counted."""
     build, sample, batch, fraction, most = CASES[case]
     x, y = torch.randn(batch, *sample), torch.randint(0, 10, (batch,))
     x = x.contiguous(memory_format=torch.channels_last)
     sides = []
-    for masked in (False, True):
-        network = network_of(build, sample, masked)
-        sides.append((network, OPTIMIZERS[optimizer](network.parameters())))
-    seconds: list[list[float]] = [[], []]
+    for side in SIDES:
+        network = network_of(build, sample, masked=side != "without")
+        masks = MasksInPlace(network)
+        if side == "in place":
+            masks.find()
+        sides.append((network, OPTIMIZERS[optimizer](network.parameters()), masks))
+    seconds: list[list[float]] = [[] for _ in SIDES]
     n_steps = max(5, round(fraction * steps))
     for number in range(n_steps + 3):
-        for side in (0, 1) if number % 2 else (1, 0):
-            seconds[side].append(step_seconds(*sides[side], x, y))
+        for turn in range(len(SIDES)):
+            side = (number + turn) % len(SIDES)
+            network, own, masks = sides[side]
+            seconds[side].append(step_seconds(network, own, x, y, masks))
     quartiles = [[1000 * q for q in statistics.quantiles(times[3:], n=4)] for times in seconds]
     return {
         "network": case,
         "batch": batch,
         "optimizer": optimizer,
         "steps": n_steps,
-        "without_ms": quartiles[0],
-        "with_ms": quartiles[1],
-        "ratio": quartiles[1][1] / quartiles[0][1],
+        "ms": dict(zip(SIDES, quartiles, strict=True)),
+        "ratio": {side: q[1] / quartiles[0][1] for side, q in zip(SIDES, quartiles, strict=True)},
         "required": most,
     }
 
@@ -96,12 +106,9 @@ def main() -> None:
         for optimizer in OPTIMIZERS:
             row = compare(case, optimizer, given.steps)
             rows.append(row)
-            without, with_masks = (
-                f"{q[1]:8.3f} ({q[0]:.3f} to {q[2]:.3f})" for q in (row["without_ms"], row["with_ms"])
-            )
-            sys.stdout.write(
-                f"{case:14s} {optimizer:13s} without {without} ms, with {with_masks} ms, ratio {row['ratio']:.3f}\n"
-            )
+            times = ", ".join(f"{side} {q[1]:.3f} ({q[0]:.3f} to {q[2]:.3f})" for side, q in row["ms"].items())
+            ratios = ", ".join(f"{side} {row['ratio'][side]:.3f}" for side in SIDES[1:])
+            sys.stdout.write(f"{case:14s} {optimizer:13s} ms: {times}; ratios: {ratios}\n")
             sys.stdout.flush()
     if given.json:
         machine = {"machine": platform.machine(), "torch": torch.__version__, "python": platform.python_version()}

@@ -17,8 +17,7 @@ from penjing.models import resnet_cifar
 from penjing.pruning import PruneBlocks
 from penjing.pruning.blocks import Block, find_blocks, last_magnitudes, remove_block, skip_losses
 from penjing.sensitivity import Evidence
-from penjing.training import Batch, Journal, Task, Workbench
-from penjing.training.progress import Silent
+from penjing.training import Batch, Task, Workbench
 
 X, Y = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 10
 
@@ -151,19 +150,9 @@ def test_nested_blocks_and_shared_layers() -> None:
 
 
 def bench_of(network: Network) -> Workbench:
-    accelerator = Accelerator(cpu=True)
     data = TensorDataset(X, Y)
-    return Workbench(
-        copy.deepcopy(network),
-        Task(DataLoader(data, batch_size=3), DataLoader(data, batch_size=3)),
-        key="1",
-        seed=0,
-        journal=Journal(None, accelerator),
-        accelerator=accelerator,
-        reporter=Silent(),
-        teachers={},
-        standing={},
-    )
+    loader = DataLoader(data, batch_size=3)
+    return Workbench(copy.deepcopy(network), Task(loader, loader), accelerator=Accelerator(cpu=True))
 
 
 def test_the_stage_removes_the_least_important(network: Network) -> None:

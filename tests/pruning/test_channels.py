@@ -19,7 +19,6 @@ from penjing.pruning.amounts import COUNTED
 from penjing.pruning.apoz import average_zeros, often_zero
 from penjing.pruning.channel_scores import CHANNEL_SCORES
 from penjing.training import BASELINE, Journal, Stage, Task, Workbench
-from penjing.training.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +39,8 @@ def network() -> Network:
 
 def applied(stage: Stage, network: Network, task: Task, folder: Path | None = None) -> Workbench:
     accelerator = Accelerator(cpu=True)
-    bench = Workbench(
-        copy.deepcopy(network),
-        task,
-        key="1",
-        seed=0,
-        journal=Journal(folder, accelerator),
-        accelerator=accelerator,
-        reporter=Silent(),
-        teachers={BASELINE: network},
-        standing={},
-    )
+    journal, teachers = Journal(folder, accelerator), {BASELINE: network}
+    bench = Workbench(copy.deepcopy(network), task, journal=journal, accelerator=accelerator, teachers=teachers)
     stage.apply(bench)
     return bench
 

@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from penjing.graph import Network, channel_groups, prove_removal, trace
 from penjing.pruning.heads import PruneHeads, head_groups
-from penjing.training import Journal, Task, Workbench
-from penjing.training.progress import Silent
+from penjing.training import Task, Workbench
 
 X = torch.randn(2, 7, 12)
 
@@ -102,18 +101,7 @@ def task() -> Task:
 
 
 def bench_of(network: Network) -> Workbench:
-    accelerator = Accelerator(cpu=True)
-    return Workbench(
-        copy.deepcopy(network),
-        task(),
-        key="1",
-        seed=0,
-        journal=Journal(None, accelerator),
-        accelerator=accelerator,
-        reporter=Silent(),
-        teachers={},
-        standing={},
-    )
+    return Workbench(copy.deepcopy(network), task(), accelerator=Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("score", ["taylor", "magnitude", "fisher", "weights:magnitude"])

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,16 @@ from torch.nn.utils import parametrize
 from penjing.errors import SettingError
 from penjing.graph import Network, trace
 from penjing.quantization.cluster import cluster_, cluster_together_
-from penjing.representation import Codebook, Mask, named_weights, plain, represent_, representations
+from penjing.representation import (
+    Codebook,
+    Mask,
+    MasksInPlace,
+    masks_in_place,
+    named_weights,
+    plain,
+    represent_,
+    representations,
+)
 
 
 def _codebook(shape: tuple[int, ...] = (5, 7), k: int = 6, *, zero: bool = False, follow: bool = False) -> Codebook:
@@ -244,3 +255,57 @@ def test_a_mask_can_be_differentiated_twice_and_sample_by_sample() -> None:
     assert torch.autograd.gradgradcheck(lambda w: mask(w).pow(3), w)
     each = torch.func.vmap(torch.func.grad(lambda w: mask(w).pow(2).sum()))(torch.ones(3, 4))
     assert torch.equal(each, 2.0 * mask.keep.expand(3, -1))
+
+
+def _masked_twins() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    for layer in (model[0], model[2]):
+        represent_(layer, "weight", Mask(torch.rand(layer.weight.shape) < 0.3))
+    return model, copy.deepcopy(model)
+
+
+def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, masks: MasksInPlace | None, clip: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        x, y = torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        if clip:
+            if masks is not None:
+                masks.mask_gradients_()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        if masks is not None:
+            masks.enforce_()
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9, nesterov=True)])
+def test_masks_in_place_train_the_kept_weights_bit_for_bit_alike(optimizer: Any, clip: bool) -> None:
+    usual, in_place = _masked_twins()
+    _steps(usual, optimizer(usual.parameters(), lr=0.05, weight_decay=0.1), None, clip)
+    with masks_in_place(in_place) as masks:
+        _steps(in_place, optimizer(in_place.parameters(), lr=0.05, weight_decay=0.1), masks, clip)
+    for index in (0, 2):
+        assert torch.equal(usual[index].weight, in_place[index].weight)  # type: ignore[index]
+        assert torch.equal(usual[index].bias, in_place[index].bias)  # type: ignore[index]
+
+
+def test_masks_in_place_give_way_to_every_change_and_end_with_the_block() -> None:
+    model, _ = _masked_twins()
+    stack = model[0].parametrizations.weight  # type: ignore[index]
+    original, mask = stack.original, stack[0]
+    with masks_in_place(model) as masks:
+        assert model[0].weight is original  # type: ignore[index]
+        with torch.no_grad():
+            original += 1.0  # somebody else
+        assert (model[0].weight[~mask.keep] == 0).all()  # type: ignore[index]
+        masks.enforce_()
+        assert model[0].weight is original  # type: ignore[index]
+        mask.keep.logical_and_(torch.rand(mask.keep.shape) < 0.5)
+        assert torch.equal(model[0].weight == 0, ~mask.keep)  # type: ignore[index]
+        twin = copy.deepcopy(model)
+        assert twin[0].weight is not twin[0].parametrizations.weight.original  # type: ignore[index]
+    model[0].weight.sum().backward()  # type: ignore[index]
+    assert torch.equal(original.grad, mask.keep.float())

@@ -77,6 +77,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
         stage.apply(bench)
         return {
             "accuracy": laboratory.percent_correct(bench.network, task),
+            "validation accuracy of the draws": [100 * value for value in bench.facts["draws"]["values"]],
             "density": _mean_density(bench.facts["density"]),
         }
     parts: list[Part] = [LearnFromLabels()]

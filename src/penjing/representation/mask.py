@@ -45,10 +45,36 @@ class Mask(Representation):
         super().__init__()
         self.register_buffer("keep", keep.bool().clone())
         self._bits: tuple[Tensor, int, Tensor] | None = None
+        self._enforced: tuple[Tensor, int, Tensor, int] | None = None
 
     def forward(self, original: Tensor) -> Tensor:
+        if self._enforced is not None and self._is_enforced_on(original):
+            return original
         masked: Tensor = _AndBits.apply(original, self._bits_like(original))
         return masked
+
+    @torch.no_grad()
+    def apply_(self, tensor: Tensor) -> None:
+        """Make the removed entries of a tensor +0, in place: of the original, of its gradient."""
+        bits = self._bits_like(tensor)
+        tensor.view(bits.dtype).bitwise_and_(bits)
+
+    def enforce_(self, original: Tensor) -> None:
+        """Make the removed weights of the original 0 now, so that `forward` has nothing to do until either changes.
+
+        Its gradient is then not masked; see `masks_in_place`. `release` ends that.
+        """
+        self.apply_(original)
+        self._enforced = (original, original._version, self.keep, self.keep._version)
+
+    def release(self) -> None:
+        """Forget that the mask is enforced on its original: every pass masks the weight and its gradient again."""
+        self._enforced = None
+
+    def _is_enforced_on(self, original: Tensor) -> bool:
+        assert self._enforced is not None
+        tensor, version, keep, keep_version = self._enforced
+        return tensor is original and keep is self.keep and tensor._version == version and keep._version == keep_version
 
     def _bits_like(self, original: Tensor) -> Tensor:
         """All ones where kept, all zeros elsewhere: whole numbers as wide as the original's. Kept until the mask changes."""
@@ -66,7 +92,7 @@ class Mask(Representation):
         return self._bits[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bits": None}  # a copy of the mask counts its changes anew
+        return {**self.__dict__, "_bits": None, "_enforced": None}  # a copy of the mask counts its changes anew
 
     def sliced(self, dim: int, keep: Tensor) -> Self:
         return type(self)(self.keep.index_select(dim, keep.to(self.keep.device)))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from penjing.errors import SettingError, TrainingError, nearest
 from penjing.graph import ExitOutputs, Network
 from penjing.graph.network import module_at
-from penjing.representation import Mask
+from penjing.representation import Mask, MasksInPlace
 from penjing.settings import Settings
 from penjing.training.checkpoint import load_state, save_state
 from penjing.training.part import Answers, LearnFromLabels, Part
@@ -112,6 +112,7 @@ class Fit:
         self.groups = _parameter_groups(network, schedule)
         self.optimizer: Any = None
         self.model: nn.Module = network
+        self.masks = MasksInPlace(network)
 
     def forward(self, batch: Batch) -> Answers:
         """The answers of the network, wrapped for several processes and mixed precision."""
@@ -153,8 +154,10 @@ class Fit:
         else:
             self.accelerator.backward(loss)
         if self.schedule.clip_norm is not None:
+            self.masks.mask_gradients_()
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.schedule.clip_norm)
         self.optimizer.step()
+        self.masks.enforce_()
         return value
 
     def _one_step(self, batch: Batch) -> float:
@@ -270,6 +273,7 @@ def _train_(fit: Fit, unfinished: Path | None, seed: int, reporter: Reporter) ->
             part.finish(fit)
         _agree(fit.network, accelerator)
     finally:
+        fit.masks.release()
         accelerator.unwrap_model(fit.model, keep_fp32_wrapper=False)
         accelerator.free_memory()
 
@@ -281,6 +285,7 @@ def _epoch_(fit: Fit, loader: Any, seed: int, advance: Callable[[int, str], None
     fit.network.train()
     for part in fit.parts:
         part.epoch_start(fit)
+    fit.masks.find()
     total, n = 0.0, 0
     for batch in fit.task.batches(loader, fit.device):
         for group in fit.optimizer.param_groups:

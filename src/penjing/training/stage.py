@@ -16,10 +16,10 @@ from penjing.errors import SettingError, nearest
 from penjing.graph import Network
 from penjing.settings import Settings
 from penjing.shapes import Json
-from penjing.training.fit import History, Schedule, fit_
+from penjing.training.fit import History, Schedule, fit_, new_accelerator
 from penjing.training.journal import Journal
 from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Part
-from penjing.training.progress import Reporter
+from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything, seed_loader
 from penjing.training.task import Task
 
@@ -27,7 +27,7 @@ BASELINE = "baseline"
 
 
 class Workbench:
-    """What a stage works on and with.
+    """What a stage works on and with. `Workbench(network, task)` is enough to carry out a stage by itself.
 
     Attributes:
         network: the network as it now is; a stage puts the changed one here.
@@ -45,18 +45,21 @@ class Workbench:
         network: Network,
         task: Task,
         *,
-        key: str,
-        seed: int,
-        journal: Journal,
-        accelerator: Accelerator,
-        reporter: Reporter,
-        teachers: Mapping[str, nn.Module],
-        standing: dict[str, Callable[[Workbench], None]],
+        key: str = "stage",
+        seed: int = 0,
+        journal: Journal | None = None,
+        accelerator: Accelerator | None = None,
+        reporter: Reporter | None = None,
+        teachers: Mapping[str, nn.Module] | None = None,
+        standing: dict[str, Callable[[Workbench], None]] | None = None,
         kept: dict[int, dict[str, Tensor]] | None = None,
     ) -> None:
         self.network, self.task, self.key, self.seed = network, task, key, seed
-        self.journal, self.accelerator, self.reporter, self.teachers = journal, accelerator, reporter, teachers
-        self.standing = standing
+        self.accelerator = accelerator or new_accelerator()
+        self.journal = journal or Journal(None, self.accelerator)
+        self.reporter = reporter or Silent()
+        self.teachers = teachers or {}
+        self.standing = {} if standing is None else standing
         self.kept = {} if kept is None else kept
         self.warnings: list[str] = []
         self.facts: dict[str, Json] = {}
