@@ -1,6 +1,7 @@
 """The group lasso: its proximal step, exact zeros that others do not give, and removal that changes no answer."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,6 +258,28 @@ def trained(parts: list[Part]) -> Network:
     network = trace(nn.Sequential(*layers), (x[:2],))
     fit_(network, task, Schedule(epochs=15, lr=0.1, optimizer="sgd"), [LearnFromLabels(), *parts])
     return network
+
+
+def test_factors_multiply_the_strengths_of_layers_and_zero_leaves_them_alone() -> None:
+    """With the gradient out of the way, one step shrinks each norm by rate * strength * factor * sqrt(size)."""
+    torch.manual_seed(0)
+    network = trace(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), [torch.ones(2, 4)]
+    )
+    before = {path: network.get_submodule(path).weight.detach().clone() for path in ("0", "2", "4")}
+    fit = SimpleNamespace(
+        network=network,
+        where="test",
+        optimizer=SimpleNamespace(param_groups=[{"lr": 0.1, "params": list(network.parameters())}]),
+    )
+    part = ProximalGroupLasso({"filters": 0.1}, {"*": 2.0, "2": 0.0})
+    part.start(fit)  # type: ignore[arg-type]
+    part.after_step(fit)  # type: ignore[arg-type]
+    shrunk = before["0"].norm(dim=1) - network.get_submodule("0").weight.norm(dim=1)
+    torch.testing.assert_close(shrunk, torch.full((6,), 0.1 * 0.1 * 2.0 * 4**0.5))
+    assert torch.equal(network.get_submodule("2").weight, before["2"])
+    with pytest.raises(SettingError, match="nothing"):
+        ProximalGroupLasso({"filters": 0.1}, {"nothing": 2.0}).start(fit)  # type: ignore[arg-type]
 
 
 def test_only_the_proximal_step_makes_exact_zeros() -> None:

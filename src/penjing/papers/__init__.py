@@ -12,6 +12,7 @@ CLAIMS: dict[str, str] = {
     "network-trimming": "network_trimming",
     "structured-sparsity": "structured_sparsity",
     "lottery-ticket": "lottery_ticket",
+    "lottery-ticket-conv2": "lottery_ticket_conv",
     "deconstructing-lottery-tickets": "deconstructing",
     "weight-agnostic": "weight_agnostic",
     "rethinking-pruning": "rethinking_pruning",

@@ -38,6 +38,7 @@ class Experiment(Settings):
     lasso_lr: float = 0.02
     filters: float = Field(default=2e-3, description="strength for filters and units")
     channels: float = Field(default=5e-4, description="strength for columns")
+    factors: dict[str, float] = Field(default={"conv1": 6.0}, description="what multiplies a layer's strengths")
     finetune_epochs: int = 4
     ridge: float = Field(default=2e-3, description="weight decay that takes the group lasso's place")
     turns: int = 40
@@ -73,6 +74,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
         lr=settings.lasso_lr,
         filters=settings.filters,
         channels=settings.channels,
+        factors=settings.factors,
         finetune_epochs=settings.finetune_epochs,
     )
     bench = laboratory.bench(network, task)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from penjing.errors import SettingError
-from penjing.graph import Network
+from penjing.graph import Network, select
 from penjing.pruning.weight_groups import KINDS, Kind, WeightGroups, group_norms, silence_, stored_weight, weight_groups
 from penjing.training import Fit, Part
 
@@ -60,6 +60,15 @@ def shrink_(network: Network, groups: WeightGroups, threshold: float) -> None:
             silence_(network, groups, factors == 0)
 
 
+def layer_factors(network: Network, factors: Mapping[str, float], where: str) -> dict[str, float]:
+    """By layer, the factor of the last pattern that matches it.
+
+    Raises: SettingError: a pattern matches nothing.
+    """
+    layers = network.layers().items()
+    return {path: factor for pattern, factor in factors.items() for path in select(layers, [pattern], where)}
+
+
 class ProximalGroupLasso(Part):
     """After each optimizer step, the proximal step of strength * sum of sqrt(|g|) ||w_g||_2 with that step's learning rate.
 
@@ -70,12 +79,16 @@ class ProximalGroupLasso(Part):
 
     Args:
         strengths: by kind; 0 or missing: not penalised.
-    Raises: SettingError, when training starts: no layer has groups of these kinds.
+        factors: by layer, names or patterns as in `graph.select`: what its strengths are multiplied by, 1 if missing; of
+            several that match, the last counts. A structure over several layers has the largest of their factors.
+    Raises: SettingError, when training starts: no layer has groups of these kinds, or a pattern matches nothing.
     """
 
-    def __init__(self, strengths: Mapping[Kind, float]) -> None:
+    def __init__(self, strengths: Mapping[Kind, float], factors: Mapping[str, float] | None = None) -> None:
         self.strengths = {kind: value for kind, value in strengths.items() if value > 0}
+        self.factors = dict(factors or {})
         self.groups: list[WeightGroups] = []
+        self._strength_of: list[float] = []
 
     def start(self, fit: Fit) -> None:
         self.groups, left = weight_groups(fit.network, [kind for kind in KINDS if kind in self.strengths])
@@ -85,10 +98,17 @@ class ProximalGroupLasso(Part):
                 f"{fit.where}: no layer has groups of the kind {' or '.join(self.strengths) or '(none has a strength)'}"
                 + (f" ({reasons})." if reasons else ".")
             )
+        factors = layer_factors(fit.network, self.factors, f"{fit.where}: factors")
+        largest = [max(factors.get(piece.path, 1.0) for piece in groups.pieces) for groups in self.groups]
+        self._strength_of = [
+            self.strengths[groups.kind] * factor for groups, factor in zip(self.groups, largest, strict=True)
+        ]
 
     def after_step(self, fit: Fit) -> None:
         rates = {id(p): float(group["lr"]) for group in fit.optimizer.param_groups for p in group["params"]}
-        for groups in self.groups:
+        for groups, strength in zip(self.groups, self._strength_of, strict=True):
+            if not strength:
+                continue
             stored = stored_weight(fit.network.get_submodule(groups.pieces[0].path))
             rate = rates.get(id(stored), 0.0)  # 0: it is not trained
-            shrink_(fit.network, groups, rate * self.strengths[groups.kind])
+            shrink_(fit.network, groups, rate * strength)

@@ -5,7 +5,7 @@ filter stay as masks. Everything that is removed is proved to change no answer.
 Source: Wen et al. 2016 (SSL), arXiv:1608.03665.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Group, Network, channel_groups, prove_removal, remove_channels
 from penjing.graph.network import MODULE
 from penjing.pruning.blocks import find_blocks, remove_block
-from penjing.pruning.group_lasso import ProximalGroupLasso
+from penjing.pruning.group_lasso import ProximalGroupLasso, layer_factors
 from penjing.pruning.same_answers import TOLERANCE, answer_difference
 from penjing.pruning.weight_groups import KINDS, Kind, WeightGroups, weight_groups, zero_groups
 from penjing.representation import Mask, represent_, representations
@@ -91,6 +91,9 @@ class GroupLasso(TrainedStage):
         default=0.0, ge=0, description="strength for single places of filters, the same in all of them"
     )
     depth: float = Field(default=0.0, ge=0, description="strength for whole residual blocks")
+    factors: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="by layer (names, globs, type:Class): what multiplies its strengths; 0 leaves it alone"
+    )
     finetune_epochs: int = Field(default=1, ge=0, description="passes without the penalty, after the zeros are gone")
     finetune_lr: float | None = Field(default=None, gt=0, description="its learning rate; none: a tenth of lr")
 
@@ -111,7 +114,8 @@ class GroupLasso(TrainedStage):
         return self.epochs + self.finetune_epochs
 
     def apply(self, bench: Workbench) -> None:
-        bench.train(self.schedule(), [*self.parts(bench), ProximalGroupLasso(self.strengths)])
+        layer_factors(bench.network, self.factors, f"{self.label}: factors")  # a wrong name is said before the work
+        bench.train(self.schedule(), [*self.parts(bench), ProximalGroupLasso(self.strengths, self.factors)])
         kinds = [kind for kind in KINDS if self.strengths[kind]]
         found, alone = weight_groups(bench.network, kinds)
         zeros: dict[str, dict[str, Json]] = {kind: {} for kind in kinds}
