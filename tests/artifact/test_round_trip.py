@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from penjing.artifact import decode, dissect, encode, inspect, load, load_networks
-from penjing.artifact.codecs.codebook import CODERS, SHARED, SHARED_SAME, CodebookCodec
+from penjing.artifact.codecs.codebook import CodebookCodec
+from penjing.artifact.codecs.codes import CODERS, SHARED, SHARED_SAME
 from penjing.artifact.manifest import CODES
 from penjing.entropy import entropy_bits_per_symbol
 from penjing.errors import ArtifactError, TraceError

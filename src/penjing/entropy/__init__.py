@@ -7,12 +7,13 @@
 | counts.py      | models as integer frequencies: count, quantize, store, choose the best; entropy                  |
 | huffman.py     | canonical length-limited Huffman code; the fastest to read                                       |
 | range_coder.py | range coder; within 0.005 bit per symbol of the model's entropy, many models in one stream       |
+| context_coder.py | adaptive binary range coder for matrices of integers; needs no model, smallest for weights     |
 
 Arrays of integers go in, bytes come out. What is read back may be hostile: errors are `ArtifactError`. Only the number
 of symbols is the caller's to bound, because one that is certain takes no bytes however often it occurs.
 """
 
-from penjing.entropy import huffman
+from penjing.entropy import context_coder, huffman
 from penjing.entropy.bits import BitReader, BitWriter, ByteReader, ByteWriter
 from penjing.entropy.counts import (
     FrequencyTable,
@@ -38,6 +39,7 @@ __all__ = [
     "best_frequencies",
     "canonical_codes",
     "code_lengths",
+    "context_coder",
     "count",
     "entropy_bits",
     "entropy_bits_per_symbol",

@@ -1,12 +1,14 @@
 """How weights are written: as themselves, under a mask, by a codebook. See `representation.Representation`."""
 
 from penjing.representation.codebook import Codebook
+from penjing.representation.grid import Grid
 from penjing.representation.in_place import MasksInPlace, masks_in_place
 from penjing.representation.mask import Mask
 from penjing.representation.representation import Representation, named_weights, plain, represent_, representations
 
 __all__ = [
     "Codebook",
+    "Grid",
     "Mask",
     "MasksInPlace",
     "Representation",

@@ -1,0 +1,97 @@
+"""Weights on a uniform grid: the steps as powers of two to the 16th part, and the codes."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penjing.artifact.codecs.codec import Codec, Decoded, Located, Sink, Source
+from penjing.artifact.codecs.codes import CODERS, Codes, LocatedCodes
+from penjing.entropy import context_coder
+from penjing.errors import ArtifactError
+from penjing.representation import Grid, Representation
+from penjing.representation.grid import MAX_CODE
+from penjing.representation.steps import LARGEST, SMALLEST, exponents_of, steps_of
+
+
+class GridCodec(Codec):
+    """Head: low (signed); high - low and whether there are zeros; the number of steps along each dimension; their exponents,
+    and the zeros; the head of the codes.
+    """
+
+    kind: ClassVar[str] = "grid"
+
+    def variant(self, value: Tensor, stack: Sequence[Representation], sink: Sink) -> int:
+        return _codes(_grid(stack)).variant(sink)
+
+    def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
+        grid = _grid(stack)
+        sink.heads.svarint(grid.low)
+        sink.heads.uvarint(2 * (grid.high - grid.low) + (grid.zero is not None))
+        for size in grid.steps.shape:
+            sink.heads.uvarint(size)
+        _write_integers(sink, exponents_of(grid.steps))
+        if grid.zero is not None:
+            _write_integers(sink, grid.zero)
+        _codes(grid).write(variant, sink)
+
+    def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
+        heads = source.heads
+        low = heads.svarint()
+        span, has_zero = divmod(heads.uvarint(), 2)
+        high = low + span
+        if not -MAX_CODE <= low <= high <= MAX_CODE:
+            raise ArtifactError(f"artifact: the codes of a grid reach from {low} to {high}; +-{MAX_CODE} is possible.")
+        sizes = tuple(heads.uvarint() for _ in shape)
+        if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
+            raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
+        exponents = _read_integers(source, sizes, SMALLEST, LARGEST)
+        zero = _read_integers(source, sizes, -MAX_CODE, MAX_CODE) if has_zero else None
+        found = LocatedCodes(shape, np.arange(low, high + 1, dtype=np.int32), variant, source)
+
+        def decode() -> Decoded:
+            codes, n_bits = found.decode()
+            index = torch.from_numpy((codes + low).astype(np.int16)).reshape(shape)
+            grid = Grid(index, steps_of(exponents), zero=zero, low=low, high=high)
+            with torch.no_grad():
+                value = grid(torch.empty(0))
+            return Decoded(value, grid, None, n_bits, n_bits if found.in_stream else 0.0)
+
+        return Located(torch.float32, CODERS[variant], decode)
+
+
+def _grid(stack: Sequence[Representation]) -> Grid:
+    grid = stack[-1]
+    assert isinstance(grid, Grid)
+    return grid
+
+
+def _codes(grid: Grid) -> Codes:
+    steps = np.arange(grid.low, grid.high + 1, dtype=np.int32)
+    return Codes(grid.codes.cpu().numpy().astype(np.int32) - grid.low, steps)
+
+
+def _write_integers(sink: Sink, values: Tensor) -> None:
+    """The median, then all differences from it in contexts; one number alone is just itself."""
+    numbers = values.detach().cpu().numpy().astype(np.int32)
+    middle = int(np.median(numbers)) if numbers.size else 0
+    sink.heads.svarint(middle)
+    if numbers.size > 1:
+        data = context_coder.encode((numbers - middle).reshape(numbers.shape[0], -1))
+        sink.heads.uvarint(len(data))
+        sink.heads.raw(data)
+
+
+def _read_integers(source: Source, shape: tuple[int, ...], least: int, most: int) -> Tensor:
+    """Raises: ArtifactError: one is not in [least, most]."""
+    middle, n = source.heads.svarint(), int(np.prod(shape))
+    numbers = np.zeros(n, dtype=np.int64)
+    if n > 1:
+        data = source.heads.raw(source.heads.uvarint())
+        numbers += context_coder.decode(data, shape[0], n // shape[0]).reshape(-1)
+    numbers += min(max(middle, -(1 << 20)), 1 << 20)
+    if n and not least <= int(numbers.min()) <= int(numbers.max()) <= most:
+        raise ArtifactError(f"artifact: steps or zeros of a grid must be in [{least}, {most}]; the file is damaged.")
+    return torch.from_numpy(numbers.astype(np.int16)).reshape(shape)
