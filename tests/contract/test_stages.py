@@ -28,19 +28,26 @@ REFUSED = {
     ("separable-convs", "separable-convs"): "none of the chosen layers can be replaced",
     ("cluster", "separable-convs"): "its weight has a representation; separate before that",
     ("cluster", "cluster"): "has a codebook already",
+    ("cluster", "quantize"): "has a codebook already",
+    ("quantize", "cluster"): "has a grid already",
+    ("quantize", "quantize"): "has a grid already",
+    ("quantize", "separable-convs"): "its weight has a representation; separate before that",
+    ("quantize", "group-lasso"): "no layer has groups .* its weight is written as a grid",
+    ("quantize", "prune-weights"): r"is a grid already, .*Prune weights before that",
+    ("quantize", "scratch"): "has a grid, so its values are not its own",
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
     ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",
     ("cluster", "prune-weights"): r"is a codebook already, .*Prune weights before that",
     ("supermask", "separable-convs"): "its weight has a representation; separate before that",
     ("lottery-ticket", "separable-convs"): "its weight has a representation; separate before that",
-    ("cluster", "scratch"): "has a codebook; train from scratch before clustering",
+    ("cluster", "scratch"): "has a codebook, so its values are not its own; train from scratch before that",
     **{
         (first, "supermask"): "has a representation already; learn the mask first"
-        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster")
+        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize")
     },
     **{
         (first, "lottery-ticket"): "has a representation already; look for tickets before that"
-        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster")
+        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize")
     },
     **{
         (first, "lottery-ticket"): "before stages that change the network's shape"

@@ -38,5 +38,5 @@ def test_weights_are_fresh_of_the_right_size_and_masks_stay() -> None:
 def test_codebooks_have_no_weights_of_their_own_to_draw() -> None:
     network = trace(nn.Sequential(nn.Linear(4, 3)), [torch.randn(2, 4)])
     represent_(network.get_submodule("0"), "weight", Codebook(torch.zeros(3, 4), torch.ones(2)))
-    with pytest.raises(SettingError, match=r"0\.weight has a codebook; train from scratch before clustering"):
+    with pytest.raises(SettingError, match=r"0\.weight has a codebook, so its values are not its own"):
         draw_weights_(network)

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from penjing.errors import SettingError
 from penjing.graph import Network
 from penjing.measurement.macs import macs_by_node
-from penjing.representation import Codebook, named_weights, representations
+from penjing.representation import Mask, named_weights, representations
 from penjing.training import BASELINE, TrainedStage, Workbench
 
 
@@ -24,12 +24,15 @@ def draw_weights_(network: Network, generator: torch.Generator | None = None) ->
 
     Weights of convolutions and linear layers ~ N(0, 2 / fan_in), embeddings ~ N(0, 1), biases 0, norms 1 and 0 with fresh
     statistics. Other parameters (tables, tokens) are drawn from a normal of the size that they had.
-    Raises: SettingError: a weight with a codebook, whose values are not its own.
+    Raises: SettingError: a weight with a codebook or grid, whose values are not its own.
     Source: He et al. 2015, arXiv:1502.01852, eq. 10.
     """
     for full_name, owner, name in named_weights(network):
-        if any(isinstance(part, Codebook) for part in representations(owner, name)):
-            raise SettingError(f"scratch: {full_name} has a codebook; train from scratch before clustering.")
+        codes = [part.kind for part in representations(owner, name) if not isinstance(part, Mask)]
+        if codes:
+            raise SettingError(
+                f"scratch: {full_name} has a {codes[-1]}, so its values are not its own; train from scratch before that."
+            )
         weight = owner.parametrizations[name].original if parametrize.is_parametrized(owner, name) else getattr(owner, name)  # type: ignore[index, union-attr]  # fmt: skip
         norm = hasattr(owner, "running_mean") or hasattr(owner, "normalized_shape") or hasattr(owner, "num_groups")
         if name == "bias":

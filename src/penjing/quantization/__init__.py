@@ -1,8 +1,29 @@
 """Parameter quantization: fewer different values, fewer bits."""
 
+from penjing.quantization.bias_correction import correct_biases_
+from penjing.quantization.bit_allocation import Choice, allocate
 from penjing.quantization.cluster import Cluster, cluster_, cluster_network, cluster_together_, kmeans_1d
+from penjing.quantization.quantize import Quantize, follow_grids_, quantize_network, settle_grids_
+from penjing.quantization.uniform import Scheme, quantize_, quantized
 from penjing.training import Stage
 
-STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (Cluster,)}
+STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (Quantize, Cluster)}
 
-__all__ = ["STAGES", "Cluster", "cluster_", "cluster_network", "cluster_together_", "kmeans_1d"]
+__all__ = [
+    "STAGES",
+    "Choice",
+    "Cluster",
+    "Quantize",
+    "Scheme",
+    "allocate",
+    "cluster_",
+    "cluster_network",
+    "cluster_together_",
+    "correct_biases_",
+    "follow_grids_",
+    "kmeans_1d",
+    "quantize_",
+    "quantize_network",
+    "quantized",
+    "settle_grids_",
+]

@@ -75,8 +75,9 @@ def follow_originals_(network: Network) -> None:
 
 
 def _checked(layer: nn.Module, name: str) -> Tensor:
-    if any(isinstance(part, Codebook) for part in representations(layer, name)):
-        raise SettingError(f"cluster: {type(layer).__name__}.{name} has a codebook already.")
+    codes = [part.kind for part in representations(layer, name) if not isinstance(part, Mask)]
+    if codes:
+        raise SettingError(f"cluster: {type(layer).__name__}.{name} has a {codes[-1]} already.")
     value: Tensor = getattr(layer, name).detach()
     if value.dtype != torch.float32:
         raise SettingError(

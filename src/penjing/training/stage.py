@@ -21,7 +21,7 @@ from penjing.training.journal import Journal
 from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Part
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything, seed_loader
-from penjing.training.task import Task
+from penjing.training.task import Batch, Task
 
 BASELINE = "baseline"
 
@@ -96,6 +96,19 @@ class Workbench:
         value = self.journal.decide(f"{self.key}/{name}", seeded)
         seed_everything(derive_seed(self.seed, self.key, name, "end"))
         return value
+
+    def samples(self, name: str, n: int) -> list[Batch]:
+        """Whole batches of the training set with at least `n` samples, or all; which ones depends on the seed and the name."""
+        seed = derive_seed(self.seed, self.key, name)
+        seed_everything(seed)
+        seed_loader(self.task.train, seed)
+        found: list[Batch] = []
+        for batch in self.task.batches(self.task.train, self.accelerator.device):
+            found.append(batch)
+            if sum(b.size for b in found) >= n:
+                break
+        seed_everything(derive_seed(self.seed, self.key, name, "end"))
+        return found
 
     def teacher(self, name: str, where: str) -> nn.Module:
         """A copy of the teacher of that name, ready to answer.
