@@ -21,7 +21,7 @@ from penjing.training import BASELINE, Journal, Stage, Task, Workbench
 from penjing.training.progress import Silent
 from penjing.training.seeding import derive_seed, seed_everything
 
-SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "lr": 0.01}
+SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "lr": 0.01, "noise": 0.01}
 """Settings for a quick test, for the stages that have them."""
 
 REFUSED = {
@@ -34,6 +34,13 @@ REFUSED = {
     ("quantize", "separable-convs"): "its weight has a representation; separate before that",
     ("quantize", "group-lasso"): "no layer has groups .* its weight is written as a grid",
     ("quantize", "prune-weights"): r"is a grid already, .*Prune weights before that",
+    **{("calibrated-coding", second): "has a grid already" for second in ("cluster", "quantize", "calibrated-coding")},
+    ("cluster", "calibrated-coding"): "has a codebook already",
+    ("quantize", "calibrated-coding"): "has a grid already",
+    ("calibrated-coding", "separable-convs"): "its weight has a representation; separate before that",
+    ("calibrated-coding", "group-lasso"): "no layer has groups .* its weight is written as a grid",
+    ("calibrated-coding", "prune-weights"): r"is a grid already, .*Prune weights before that",
+    ("calibrated-coding", "scratch"): "has a grid, so its values are not its own",
     ("quantize", "scratch"): "has a grid, so its values are not its own",
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
     ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",
@@ -43,11 +50,11 @@ REFUSED = {
     ("cluster", "scratch"): "has a codebook, so its values are not its own; train from scratch before that",
     **{
         (first, "supermask"): "has a representation already; learn the mask first"
-        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize")
+        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize", "calibrated-coding")
     },
     **{
         (first, "lottery-ticket"): "has a representation already; look for tickets before that"
-        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize")
+        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize", "calibrated-coding")
     },
     **{
         (first, "lottery-ticket"): "before stages that change the network's shape"

@@ -2,26 +2,38 @@
 
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.bit_allocation import Choice, allocate
+from penjing.quantization.calibrated import (
+    CalibratedCoding,
+    LayerStatistics,
+    code_layer,
+    code_network,
+    layer_statistics,
+)
 from penjing.quantization.cluster import Cluster, cluster_, cluster_network, cluster_together_, kmeans_1d
 from penjing.quantization.quantize import Quantize, follow_grids_, quantize_network, settle_grids_
 from penjing.quantization.uniform import Scheme, quantize_, quantized
 from penjing.training import Stage
 
-STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (Quantize, Cluster)}
+STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (Quantize, Cluster, CalibratedCoding)}
 
 __all__ = [
     "STAGES",
+    "CalibratedCoding",
     "Choice",
     "Cluster",
+    "LayerStatistics",
     "Quantize",
     "Scheme",
     "allocate",
     "cluster_",
     "cluster_network",
     "cluster_together_",
+    "code_layer",
+    "code_network",
     "correct_biases_",
     "follow_grids_",
     "kmeans_1d",
+    "layer_statistics",
     "quantize_",
     "quantize_network",
     "quantized",

@@ -1,5 +1,7 @@
 """How much the loss, or the answer, depends on each weight. What pruning and quantization both ask."""
 
+from penjing.sensitivity.answer_information import answer_information
+from penjing.sensitivity.covariance import input_covariances
 from penjing.sensitivity.evidence import Evidence, Weights
 from penjing.sensitivity.first_order import mean_gradient
 from penjing.sensitivity.fisher import fisher_information
@@ -15,8 +17,10 @@ __all__ = [
     "Evidence",
     "SynapticIntelligence",
     "Weights",
+    "answer_information",
     "diagonal_hessian",
     "fisher_information",
+    "input_covariances",
     "input_mean_squares",
     "layer_weights",
     "mean_gradient",
