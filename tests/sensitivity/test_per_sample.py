@@ -160,3 +160,28 @@ def test_missing_evidence_is_named(network: Network) -> None:
         mean_gradient(network, Evidence(batches=lambda: []))
     with pytest.raises(DataError, match="no samples"):
         mean_gradient(network, Evidence(batches=lambda: [], loss=loss))
+
+
+def test_modules_may_have_the_names_of_a_networks_own_attributes() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 4)])
+            self.exits = nn.ModuleList([nn.Linear(4, 2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.exits[0](torch.relu(self.layers[0](x)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Named()
+    x, y = torch.randn(5, 3), torch.randint(0, 2, (5,))
+    found = per_sample_gradients(
+        trace(model, (x,)),
+        Batch((x,), {}, y),
+        lambda network, batch: nn.functional.cross_entropy(network(*batch.args), batch.labels),
+    )
+    for i in range(5):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        torch.testing.assert_close(found["exits.0.weight"][i], model.exits[0].weight.grad)
+        torch.testing.assert_close(found["layers.0.weight"][i], model.layers[0].weight.grad)

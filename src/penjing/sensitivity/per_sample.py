@@ -5,12 +5,13 @@ another direction. So the loss is differentiated once, on answers, and the netwo
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from penjing.errors import DataError
 from penjing.graph import ExitOutputs, Network
@@ -44,11 +45,7 @@ class Jacobian:
         self.weights: dict[str, Tensor] = {
             name: owners[name].weight.detach() for name in dict.fromkeys(self._first.values())
         }
-        self._rest = {
-            name: tensor.detach()
-            for name, tensor in [*self.network.named_parameters(), *self.network.named_buffers()]
-            if id(tensor) not in by_identity
-        }
+        self._places = _places(self.network, {name: owners[name].weight for name in self.weights})
         self.device = next((w.device for w in self.weights.values()), torch.device("cpu"))
         self._vectorised = True
 
@@ -98,16 +95,29 @@ class Jacobian:
             part = Batch(tuple(x[rows] for x in batch.args), {k: x[rows] for k, x in batch.kwargs.items()})
             yield self._one_chunk(part, tuple(v[rows].to(self.device) for v in direction))
 
+    @contextmanager
+    def _swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Other tensors in place of the weights, and constants in place of what else learns.
+
+        torch's functional_call looks modules up by attribute, and a network's own attributes may have the name of one.
+        """
+        held = [(place, key, place[key]) for _, place, key in self._places]
+        try:
+            for name, place, key in self._places:
+                place[key] = place[key].detach() if name is None else weights[name]
+            yield
+        finally:
+            for place, key, parameter in held:
+                place[key] = parameter
+
     def _one_chunk(self, batch: Batch, direction: Direction) -> dict[str, Tensor]:
         def product(
             weights: dict[str, Tensor], args: Sequence[Tensor], kwargs: dict[str, Tensor], along: Direction
         ) -> Tensor:
-            one = functional_call(
-                _Answers(self.network),
-                {f"network.{name}": value for name, value in {**self._rest, **weights}.items()},
-                tuple(x[None] for x in args),
-                {name: x[None] for name, x in kwargs.items()},
-            )
+            with self._swapped(weights):
+                one = self.network.all_answers(
+                    *(x[None] for x in args), **{name: x[None] for name, x in kwargs.items()}
+                )
             return torch.stack([(a[0] * v).sum() for a, v in zip(one, along, strict=True)]).sum()
 
         derivative = grad(product)
@@ -133,15 +143,18 @@ class Jacobian:
         return _float32({name: torch.stack([found[name] for found in each]) for name in self.weights})
 
 
-class _Answers(torch.nn.Module):
-    """The answers of all exits, as a call."""
+def _places(network: Network, weights: dict[str, Tensor]) -> list[tuple[str | None, dict[str, Any], str]]:
+    """Where parameters are held: the weight's name, None for others; a module's dictionary; the key there.
 
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> ExitOutputs:
-        return self.network.all_answers(*args, **kwargs)
+    Tied ones are held in several places.
+    """
+    names = {id(weight): name for name, weight in weights.items()}
+    return [
+        (names.get(id(parameter)), module._parameters, key)
+        for module in network.modules()
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+    ]
 
 
 class _Given:
