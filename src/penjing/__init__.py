@@ -40,10 +40,10 @@ if TYPE_CHECKING:
         prune_channels,
         sensitivity_scan,
     )
-    from penjing.quantization import Cluster
+    from penjing.quantization import CalibratedCoding, Cluster, Quantize
     from penjing.recipe import Budget, Recipe, Run, compress, read_recipe
     from penjing.sensitivity import Evidence
-    from penjing.training import Batch, Metric, Part, Stage, Task, Train, fit_
+    from penjing.training import Batch, Metric, Part, Stage, Task, Train, Workbench, fit_
 
 _HOME = {
     "SeparableConvs": "architecture",
@@ -75,7 +75,9 @@ _HOME = {
     "TrainFromScratch": "pruning",
     "prune_channels": "pruning",
     "sensitivity_scan": "pruning",
+    "CalibratedCoding": "quantization",
     "Cluster": "quantization",
+    "Quantize": "quantization",
     "Budget": "recipe",
     "Recipe": "recipe",
     "Run": "recipe",
@@ -88,12 +90,14 @@ _HOME = {
     "Stage": "training",
     "Task": "training",
     "Train": "training",
+    "Workbench": "training",
     "fit_": "training",
 }
 
 __all__ = [
     "Batch",
     "Budget",
+    "CalibratedCoding",
     "Cluster",
     "Distill",
     "EarlyExits",
@@ -110,6 +114,7 @@ __all__ = [
     "PruneHeads",
     "PruneWeights",
     "Pruned",
+    "Quantize",
     "Recipe",
     "Run",
     "SensitivityScan",
@@ -119,6 +124,7 @@ __all__ = [
     "Task",
     "Train",
     "TrainFromScratch",
+    "Workbench",
     "__version__",
     "bench",
     "claim_named",
