@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from penjing.artifact.slots import slots
 from penjing.graph import NEVER, Network, Node, insert_after, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
 from penjing.graph.sizes import Size
+from penjing.quantization import Scheme, quantize_
 from penjing.quantization.cluster import cluster_, cluster_network, cluster_together_
 from penjing.representation import Mask, named_weights, represent_
 
@@ -159,6 +161,18 @@ def _pruned_and_clustered() -> Network:
     return network
 
 
+def _grids() -> Network:
+    """Steps of tensors, channels and groups, with zeros and without, under a mask, wide and narrow."""
+    network = _masked(0.5)
+    for full_name, owner, name in list(named_weights(network)):
+        if getattr(owner, name).dim() > 1:
+            per: Any = ("tensor", "channel", "group")[len(full_name) % 3]
+            quantize_(owner, name, Scheme(3 + len(full_name) % 5, per, 2, symmetric=full_name != "head.weight"))
+        elif getattr(owner, name).numel() > 1:
+            quantize_(owner, name, Scheme(11, "tensor", range="min-max"))
+    return network
+
+
 def _tiny_values() -> Network:
     """Weights so small that half precision thins out: the step of their table is not their largest over 127."""
     network = trace(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 5)), [torch.randn(2, 3)]).eval()
@@ -223,6 +237,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "clustered, 8 values": _clustered(8),
     "clustered, 256 values": _clustered(256, 3),
     "pruned and clustered": _pruned_and_clustered,
+    "grids": _grids,
     "tiny values": _tiny_values,
     "float64": _cast(torch.float64),
     "float16": _cast(torch.float16),

@@ -55,7 +55,7 @@ def _linear(inputs: int, out: int) -> nn.Module:
     return nn.Linear(inputs, out, bias=False, device="meta")
 
 
-@pytest.fixture(params=["exits", "masked", "clustered, 256 values", "pruned and clustered", "odd tensors"])
+@pytest.fixture(params=["exits", "masked", "clustered, 256 values", "pruned and clustered", "odd tensors", "grids"])
 def content(request: pytest.FixtureRequest, build: Callable[[str], Network]) -> bytes:
     return encode(build(request.param))
 
@@ -85,7 +85,7 @@ def _mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 def _mutations(content: bytes) -> Iterator[bytes]:
     rng = np.random.default_rng(len(content))
-    for _ in range(N_MUTATIONS // 5):  # five files
+    for _ in range(N_MUTATIONS // 6):  # six files
         yield _mutated(content, rng)
 
 

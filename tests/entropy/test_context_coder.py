@@ -113,5 +113,14 @@ def test_a_number_that_is_too_large_is_an_error() -> None:
 def test_what_cannot_be_coded_is_refused(matrix: NDArray[np.float64], message: str) -> None:
     with pytest.raises(DataError, match=message):
         context_coder.encode(matrix)
-    with pytest.raises(ArtifactError, match="impossible"):
+    with pytest.raises(ArtifactError, match="cannot hold"):
         context_coder.decode(b"", -1, 2)
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 15, -32767, 32767])
+def test_a_few_bytes_cannot_stand_for_any_number_of_numbers(value: int) -> None:
+    """Not even of the likeliest: what is read back is bounded by what is there, and constants stay within the bound."""
+    same(np.full((1500, 1000), value))
+    data = context_coder.encode(np.full((3, 3), value))
+    with pytest.raises(ArtifactError, match=r"\d+ bytes cannot hold a matrix of 100000 x 10000"):
+        context_coder.decode(data, 100_000, 10_000)

@@ -32,6 +32,9 @@ _ROW_SHIFT, _COLUMN_SHIFT = (
     4,
 )  # a running mean moves by 2**-shift of the difference; a column's faster in the first rows
 _FAST, _SLOW = 4, 7  # so does a probability
+_MOST_PER_BIT = 640
+"""A chance ends at (15 + 127) / 2 of 65536, where both shifts round to nothing: the other answer takes 0.00156 bits."""
+_SPARE_BITS = 128  # of the interval that is not written yet
 
 _FIRST_OF_LEVEL = (
     *(0, 4, 7, 11, 16, 23, 30, 38, 48, 61, 75, 92, 112, 137, 166, 200),
@@ -67,11 +70,11 @@ def encode(values: ArrayLike) -> bytes:
 def decode(data: bytes | bytearray | memoryview, rows: int, columns: int) -> NDArray[np.int16]:
     """What `encode` was given, int16, (rows, columns).
 
-    Zeros follow the data for ever, so no data is too short: the size is the caller's to bound. Other data gives other numbers.
-    Raises: ArtifactError: a negative size, or a magnitude that is too large.
+    Other data gives other numbers.
+    Raises: ArtifactError: a negative size, more numbers than so few bytes can hold, or a magnitude that is too large.
     """
-    if rows < 0 or columns < 0:
-        raise ArtifactError(f"entropy.context_coder: a matrix of {rows} x {columns} is impossible.")
+    if rows < 0 or columns < 0 or rows * columns > _MOST_PER_BIT * (8 * len(data) + _SPARE_BITS):
+        raise ArtifactError(f"entropy.context_coder: {len(data)} bytes cannot hold a matrix of {rows} x {columns}.")
     matrix = np.zeros((rows, columns), dtype=np.int16)
     if matrix.size == 0:
         return matrix
@@ -97,7 +100,7 @@ def _finished(words: NDArray[np.uint32], low: int, size: int) -> bytes:
         end = -(-first >> n_bits) << n_bits
         if end < first + size:
             break
-    return end.to_bytes(n_bytes, "big").rstrip(b"\0")
+    return end.to_bytes(n_bytes, "big")[: n_bytes - n_bits // 8]
 
 
 _U32, _U16, _U15 = np.uint64(32), np.uint64(16), np.uint64(15)
