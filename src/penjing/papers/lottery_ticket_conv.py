@@ -148,7 +148,7 @@ CLAIM = Claim(
     scaled="Conv-2 at a quarter of its width (16 and 16 filters, 64 and 64 units), CIFAR-10 from JPEG files, 4,500 steps a "
     "training instead of 20,000 at a larger learning rate, 4 rounds instead of 11.",
     data=("cifar10-jpeg",),
-    settings={"full": Experiment(), "quick": Experiment(epochs=2, rounds=2, width=0.125)},
+    settings={"full": Experiment(), "quick": Experiment(epochs=1, rounds=2, width=0.125)},
     arms=arms,
     measure=measure,
     checks=checks,
