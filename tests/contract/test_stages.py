@@ -24,6 +24,12 @@ from penjing.training.seeding import derive_seed, seed_everything
 SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "lr": 0.01, "noise": 0.01}
 """Settings for a quick test, for the stages that have them."""
 
+REPRESENTED = (
+    *("supermask", "lottery-ticket", "prune-weights"),
+    *("half-precision", "quantize", "cluster", "calibrated-coding"),
+)
+"""Stages after which weights have a representation."""
+
 REFUSED = {
     ("separable-convs", "separable-convs"): "none of the chosen layers can be replaced",
     ("cluster", "separable-convs"): "its weight has a representation; separate before that",
@@ -41,6 +47,11 @@ REFUSED = {
     ("calibrated-coding", "group-lasso"): "no layer has groups .* its weight is written as a grid",
     ("calibrated-coding", "prune-weights"): r"is a grid already, .*Prune weights before that",
     ("calibrated-coding", "scratch"): "has a grid, so its values are not its own",
+    ("half-precision", "separable-convs"): "its weight has a representation; separate before that",
+    ("half-precision", "prune-weights"): r"is a half already, .*Prune weights before that",
+    ("half-precision", "group-lasso"): "no layer has groups .* its weight is written as a half",
+    ("half-precision", "scratch"): "has a half, so its values are not its own",
+    **{("half-precision", second): "has a half already" for second in ("cluster", "quantize", "calibrated-coding")},
     ("quantize", "scratch"): "has a grid, so its values are not its own",
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
     ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",
@@ -48,13 +59,9 @@ REFUSED = {
     ("supermask", "separable-convs"): "its weight has a representation; separate before that",
     ("lottery-ticket", "separable-convs"): "its weight has a representation; separate before that",
     ("cluster", "scratch"): "has a codebook, so its values are not its own; train from scratch before that",
+    **{(first, "supermask"): "has a representation already; learn the mask first" for first in REPRESENTED},
     **{
-        (first, "supermask"): "has a representation already; learn the mask first"
-        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize", "calibrated-coding")
-    },
-    **{
-        (first, "lottery-ticket"): "has a representation already; look for tickets before that"
-        for first in ("supermask", "lottery-ticket", "prune-weights", "cluster", "quantize", "calibrated-coding")
+        (first, "lottery-ticket"): "has a representation already; look for tickets before that" for first in REPRESENTED
     },
     **{
         (first, "lottery-ticket"): "before stages that change the network's shape"

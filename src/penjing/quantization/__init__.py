@@ -10,17 +10,19 @@ from penjing.quantization.calibrated import (
     layer_statistics,
 )
 from penjing.quantization.cluster import Cluster, cluster_, cluster_network, cluster_together_, kmeans_1d
+from penjing.quantization.half_precision import HalfPrecision, halve_, halve_network
 from penjing.quantization.quantize import Quantize, follow_grids_, quantize_network, settle_grids_
 from penjing.quantization.uniform import Scheme, quantize_, quantized
 from penjing.training import Stage
 
-STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (Quantize, Cluster, CalibratedCoding)}
+STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (HalfPrecision, Quantize, Cluster, CalibratedCoding)}
 
 __all__ = [
     "STAGES",
     "CalibratedCoding",
     "Choice",
     "Cluster",
+    "HalfPrecision",
     "LayerStatistics",
     "Quantize",
     "Scheme",
@@ -32,6 +34,8 @@ __all__ = [
     "code_network",
     "correct_biases_",
     "follow_grids_",
+    "halve_",
+    "halve_network",
     "kmeans_1d",
     "layer_statistics",
     "quantize_",

@@ -2,6 +2,7 @@
 
 from penjing.representation.codebook import Codebook
 from penjing.representation.grid import Grid
+from penjing.representation.half import Half
 from penjing.representation.in_place import MasksInPlace, masks_in_place
 from penjing.representation.mask import Mask
 from penjing.representation.representation import Representation, named_weights, plain, represent_, representations
@@ -9,6 +10,7 @@ from penjing.representation.representation import Representation, named_weights,
 __all__ = [
     "Codebook",
     "Grid",
+    "Half",
     "Mask",
     "MasksInPlace",
     "Representation",

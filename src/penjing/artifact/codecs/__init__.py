@@ -3,10 +3,11 @@
 from penjing.artifact.codecs.codebook import CodebookCodec
 from penjing.artifact.codecs.codec import Blob, Blobs, Codec, Decoded, Located, Sink, Source, Symbols
 from penjing.artifact.codecs.grid import GridCodec
+from penjing.artifact.codecs.half import HalfCodec
 from penjing.artifact.codecs.mask import MaskCodec
 from penjing.artifact.codecs.plain import Constant, Plain
 from penjing.artifact.codecs.same import Same
 
-CODECS: tuple[Codec, ...] = (Plain(), Constant(), CodebookCodec(), MaskCodec(), Same(), GridCodec())
+CODECS: tuple[Codec, ...] = (Plain(), Constant(), CodebookCodec(), MaskCodec(), Same(), GridCodec(), HalfCodec())
 
 __all__ = ["CODECS", "Blob", "Blobs", "Codec", "Decoded", "Located", "Sink", "Source", "Symbols"]
