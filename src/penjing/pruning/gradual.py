@@ -51,6 +51,7 @@ class PruneGradually(Part):
     ) -> None:
         self.choose, self.names, self.every, self.until, self.regrow = choose, names, every, until, regrow
         self.choices = 0
+        self.reads_removed = regrow
 
     def start(self, fit: Fit) -> None:
         self.choices = 0

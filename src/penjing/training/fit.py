@@ -285,7 +285,8 @@ def _epoch_(fit: Fit, loader: Any, seed: int, advance: Callable[[int, str], None
     fit.network.train()
     for part in fit.parts:
         part.epoch_start(fit)
-    fit.masks.find()
+    if not any(part.reads_removed for part in fit.parts):
+        fit.masks.find()
     total, n = 0.0, 0
     for batch in fit.task.batches(loader, fit.device):
         for group in fit.optimizer.param_groups:

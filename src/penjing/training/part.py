@@ -24,7 +24,12 @@ class Part:
 
     Order in one step: `loss` of every part, summed, backward, optimizer step; then `after_step` of every part. A part whose
     `step` returns a number has done all of this up to `after_step` itself; at most one part may.
+
+    Attributes:
+        reads_removed: whether it looks at the values that masks hide, which are 0 unless a part does.
     """
+
+    reads_removed: bool = False
 
     def start(self, fit: Fit) -> None:
         """Before the first batch, also when a training goes on after an interruption (then before `load_state`)."""
