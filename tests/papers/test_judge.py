@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from penjing.papers.judge import interval, judge, overall
+from penjing.papers.judge import interval, judge, overall, shown
 
 
 def test_the_interval_is_students() -> None:
@@ -44,3 +44,9 @@ def test_one_failure_fails_a_claim() -> None:
     assert overall(["holds", "undecided"]) == "undecided"
     assert overall(["holds", "holds"]) == "holds"
     assert overall([]) == "undecided"
+
+
+def test_people_see_an_interval_only_where_there_is_one() -> None:
+    assert shown(1.23456, 0.5, 2.0) == "1.23 [0.5, 2]"
+    assert shown(1.23456, None, None) == "1.23"
+    assert shown(None, None, None) == "no number"

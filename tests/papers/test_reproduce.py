@@ -92,6 +92,8 @@ def test_failures_and_too_few_seeds_are_said(tmp_path: Path) -> None:
     assert reproduce(claim(), seeds=[0, 1], out=tmp_path)["verdict"] == "undecided"
     quick = reproduce(claim(), profile="quick", out=tmp_path)
     assert quick["verdict"] == "indicative"
+    assert quick["seeds"] == [0]
+    assert quick["checks"][0]["low"] is None
     assert (tmp_path / "quick" / "weighing.json").exists()
 
 

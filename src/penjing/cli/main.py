@@ -295,7 +295,9 @@ def reproduce(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(help="Seeds 0 to N - 1; fewer than 3 decide nothing.", min=1, show_default="the claim's"),
+        typer.Option(
+            help="Seeds 0 to N - 1; fewer than 3 decide nothing.", min=1, show_default="the claim's; quick: 1"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of results; finished parts in it are not run again.")] = Path(
         "results"

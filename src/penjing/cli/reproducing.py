@@ -11,6 +11,7 @@ from rich.table import Table
 from penjing.cli.describing import plain_table
 from penjing.cli.main import print_json
 from penjing.papers import CLAIMS, Claim, claim_named, reproduce, result_path
+from penjing.papers.judge import shown
 from penjing.papers.page import write_page
 from penjing.training import device_named
 from penjing.training.progress import Live
@@ -93,9 +94,9 @@ def checks_table(result: dict[str, Any]) -> Table:
         table.add_row(
             escape(row["says"]),
             escape(row["paper"]),
-            escape(f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"),
+            escape(shown(row["mean"], row["low"], row["high"])),
             f"{row['at_least']:g} {row['unit']}",
-            f"[{_STYLE[row['verdict']]}]{row['verdict']}[/]",
+            "" if row["low"] is None else f"[{_STYLE[row['verdict']]}]{row['verdict']}[/]",
         )
     return table
 

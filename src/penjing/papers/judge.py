@@ -55,6 +55,13 @@ def judge(differences: Sequence[float], at_least: float) -> Judged:
     return Judged(mean, low, high, at_least, verdict)
 
 
+def shown(mean: float | None, low: float | None, high: float | None) -> str:
+    """A mean and its interval for people; None where there is none."""
+    if mean is None:
+        return "no number"
+    return f"{mean:.3g}" if low is None or high is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
     """fails if one does, else undecided if one is, else holds."""
     if "fails" in verdicts:

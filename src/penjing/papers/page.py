@@ -7,6 +7,7 @@ from typing import Any
 
 from penjing.files import write_atomically
 from penjing.papers.claim import Claim
+from penjing.papers.judge import shown
 from penjing.units import show_seconds
 
 _HEAD = """# Claims of papers, run and judged
@@ -67,8 +68,8 @@ def _section(name: str, result: Mapping[str, Any], claim: Claim, pictures: Path)
     ]
     for check in result["checks"]:
         lines.append(
-            f"| {check['says']} | {check['paper']} | {check['mean']:.3g} [{check['low']:.3g}, {check['high']:.3g}] "
-            f"{check['unit']} | "
+            f"| {check['says']} | {check['paper']} | "
+            f"{shown(check['mean'], check['low'], check['high'])} {check['unit']} | "
             f"{check['at_least']:g} | {check['verdict']} |"
         )
     place = result["machine"] if isinstance(result["machine"], dict) else result["machine"][0]

@@ -46,7 +46,7 @@ def reproduce(
     """Run what is missing of a claim's experiments and judge it.
 
     Args:
-        seeds: 0 to n - 1 unless told; fewer than 3 decide nothing.
+        seeds: 0 to n - 1 unless told, for a quick run only 0; fewer than 3 decide nothing.
         data: folder where data sets lie.
         out: folder of results; parts that are there, of the same settings and code, are not run again.
         seconds: begin no new part after so long; what is missing is left for the next call.
@@ -54,7 +54,8 @@ def reproduce(
     Raises: DataError: data that are not there. RunError: time was up before all parts were done.
     """
     reporter = reporter or Silent()
-    seeds = list(range(claim.seeds)) if seeds is None else list(seeds)
+    usual = range(claim.seeds if profile == "full" else 1)
+    seeds = list(usual if seeds is None else seeds)
     if not seeds:
         raise SettingError(f"reproduce: {claim.name} needs at least one seed.")
     settings = claim.settings[profile]
@@ -140,7 +141,13 @@ def _judged(claim: Claim, profile: Profile, seeds: Sequence[int], found: dict[in
         judged = judge(differences, check.at_least)
         verdicts.append(judged.verdict)
         rows.append(
-            {"says": check.says, "paper": check.paper, "unit": check.unit, **asdict(judged), "differences": differences}
+            {
+                "says": check.says,
+                "paper": check.paper,
+                "unit": check.unit,
+                **{key: None if value != value else value for key, value in asdict(judged).items()},  # NaN is no JSON
+                "differences": differences,
+            }
         )
     verdict = overall(verdicts) if len(seeds) >= LEAST_SEEDS else "undecided"
     return {
