@@ -1,10 +1,24 @@
 """How far a network's answers are from those it gave before: no labels are needed."""
 
+from collections.abc import Iterable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from penjing.errors import DataError
-from penjing.training.task import Task
+from penjing.graph import Network
+from penjing.training.task import Batch, Task
+
+
+@torch.no_grad()
+def final_answers(network: Network, batches: Iterable[Batch]) -> Tensor:
+    """What a network in evaluation mode says at its end, whatever its exits would, (n, ...), float32 on the CPU.
+
+    Args:
+        batches: on the network's device, at least one.
+    """
+    return torch.cat([network.all_answers(*batch.args, **batch.kwargs)[-1].float().cpu() for batch in batches])
 
 
 def divergence(task: Task, before: Tensor, after: Tensor) -> float:

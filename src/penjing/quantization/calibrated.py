@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -23,11 +24,11 @@ from torch import Tensor
 from penjing.artifact import encode
 from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms
-from penjing.measurement.divergence import divergence
+from penjing.measurement.divergence import divergence, final_answers
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.error_feedback import conditional_factor, rounded_with_feedback, squared_change
 from penjing.quantization.quantize import quantize_vectors_
-from penjing.representation import Grid, Mask, plain, represent_, representations
+from penjing.representation import Grid, Mask, Ties, plain, represent_, representations
 from penjing.representation.steps import exponents_of, steps_of
 from penjing.sensitivity import (
     Evidence,
@@ -148,8 +149,11 @@ def code_network(
     coded = copy.deepcopy(network)
     layers: dict[str, Any] = weighted_layers(coded)
     found: dict[str, CodedLayer] = {}
+    ties = Ties(coded)
     for name, own in statistics.items():
         layer = layers[name]
+        if ties.repeats(layer, "weight"):
+            continue
         stack = representations(layer, "weight")
         others = [part.kind for part in stack if not isinstance(part, Mask)]
         if others:
@@ -159,6 +163,7 @@ def code_network(
         keep = stack[0].keep if stack and isinstance(stack[0], Mask) else None
         found[name] = code_layer(layer.weight, own, noise, keep)
         represent_(layer, "weight", found[name].grid.to(layer.weight.device))
+    ties.share_()
     return coded, found
 
 
@@ -265,13 +270,16 @@ class _Search:
         return float(len(encode(self.coded(noise)[0])))
 
     def _divergence(self, noise: float) -> float:
-        network, task, device = self.coded(noise)[0], self.bench.task, self.bench.accelerator.device
-        answers: tuple[list[Tensor], list[Tensor]] = ([], [])
-        with torch.no_grad():
-            for batch in task.batches(task.valid, device):
-                for own, kept in zip((self.plain, network), answers, strict=True):
-                    kept.append(own(*batch.args, **batch.kwargs).float().cpu())
-        return divergence(task, torch.cat(answers[0]), torch.cat(answers[1]))
+        return divergence(self.bench.task, self.reference, self._valid_answers(self.coded(noise)[0]))
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The answers before, on the validation set."""
+        return self._valid_answers(self.plain)
+
+    def _valid_answers(self, network: Network) -> Tensor:
+        task = self.bench.task
+        return final_answers(network, task.batches(task.valid, self.bench.accelerator.device))
 
 
 def _weights(network: Network) -> list[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms, push_biases, select
-from penjing.representation import Codebook, Mask, named_weights, represent_, representations
+from penjing.representation import Codebook, Mask, Ties, named_weights, represent_, representations
 from penjing.training import Fit, Part, TrainedStage, Workbench
 
 _EXACT_UP_TO = 1 << 18
@@ -128,15 +128,19 @@ def cluster_network(
     for pattern, k in (layers or {}).items():
         counts |= dict.fromkeys(select(network.layers().items(), (pattern,), "cluster: layers"), k)
     vectors: list[tuple[nn.Module, str]] = []
+    ties = Ties(network)
     for full_name, layer, name in list(named_weights(network)):
         path = full_name.rpartition(".")[0]
         if path not in counts:
             stayed.append(full_name)
+        elif ties.repeats(layer, name):
+            continue
         elif getattr(layer, name).dim() > 1:
             cluster_(layer, name, counts[path])
         else:
             vectors.append((layer, name))
     cluster_together_(vectors, bias_codes)
+    ties.share_()
     return network, stayed
 
 

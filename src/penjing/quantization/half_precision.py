@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network
-from penjing.representation import Half, named_weights, represent_, representations
+from penjing.representation import Half, Ties, named_weights, represent_, representations
 from penjing.representation.half import FORMATS, Format
 from penjing.training import Stage, Workbench
 
@@ -39,13 +39,14 @@ def halve_network(network: Network, format: Format = "float16") -> list[str]:
 
     Returns: what stays as it is, by name: parameters that have codes already or belong to no layer.
     """
-    stayed = []
+    stayed, ties = [], Ties(network)
     for full_name, layer, name in list(named_weights(network)):
         has_codes = any(part.kind != "mask" for part in representations(layer, name))
         if has_codes or full_name.rpartition(".")[0] not in network.layers():
             stayed.append(full_name)
-        else:
+        elif not ties.repeats(layer, name):
             halve_(layer, name, format)
+    ties.share_()
     return stayed
 
 

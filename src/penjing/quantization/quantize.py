@@ -13,13 +13,13 @@ from penjing.artifact import encode
 from penjing.entropy import context_coder
 from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms, select
-from penjing.measurement.divergence import divergence
+from penjing.measurement.divergence import divergence, final_answers
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.bit_allocation import Choice, allocate
 from penjing.quantization.uniform import Per, Range, Scheme, quantize_, quantized, steps_shape
-from penjing.representation import Grid, named_weights, plain, representations
+from penjing.representation import Grid, Ties, named_weights, plain, representations
 from penjing.shapes import Json
-from penjing.training import Batch, Fit, Part, TrainedStage, Workbench
+from penjing.training import Fit, Part, TrainedStage, Workbench
 
 _TRIED_BITS = (8, 7, 6, 5, 4, 3, 2)
 _AS_IT_IS = 16
@@ -41,20 +41,23 @@ def quantize_network(network: Network, scheme: Scheme, bits: Mapping[str, int], 
 
 def quantize_matrices_(network: Network, scheme: Scheme, bits: Mapping[str, int]) -> None:
     """Put matrices and filters on grids of so many bits, by layer, in place."""
+    ties = Ties(network)
     for full_name, layer, name in list(named_weights(network)):
         own = bits.get(full_name.rpartition(".")[0])
-        if own is not None and getattr(layer, name).dim() > 1:
+        if own is not None and getattr(layer, name).dim() > 1 and not ties.repeats(layer, name):
             quantize_(layer, name, replace(scheme, bits=own))
+    ties.share_()
 
 
 def quantize_vectors_(network: Network, bits: int) -> list[str]:
     """Put biases and norms on a grid each, in place. Returns: parameters that belong to no layer; they stay."""
-    layers, stayed = network.layers(), []
+    layers, stayed, ties = network.layers(), [], Ties(network)
     for full_name, layer, name in list(named_weights(network)):
         if full_name.rpartition(".")[0] not in layers:
             stayed.append(full_name)
-        elif getattr(layer, name).dim() < 2 and not representations(layer, name):
+        elif getattr(layer, name).dim() < 2 and not representations(layer, name) and not ties.repeats(layer, name):
             quantize_(layer, name, Scheme(bits, per="tensor", range="min-max"))
+    ties.share_()
     return stayed
 
 
@@ -162,9 +165,12 @@ class Quantize(TrainedStage):
             settle_grids_(network)  # also where a finished training was only read
 
     def _bits(self, network: Network) -> dict[str, int]:
-        """By layer with a matrix; those that are left alone are not in it."""
+        """By layer with a matrix; those that are left alone, or hold what an earlier one holds, are not in it."""
+        ties = Ties(network)
         matrices = {
-            name.rpartition(".")[0] for name, layer, key in named_weights(network) if getattr(layer, key).dim() > 1
+            name.rpartition(".")[0]
+            for name, layer, key in named_weights(network)
+            if getattr(layer, key).dim() > 1 and not ties.repeats(layer, key)
         }
         layers = {path: layer for path, layer in network.layers().items() if path in matrices}
         found = dict.fromkeys(layers, self.bits)
@@ -204,7 +210,7 @@ class Quantize(TrainedStage):
     def _choices(self, bench: Workbench, network: Network, before: Network, paths: list[str]) -> Json:
         """By layer: bits, bytes of the codes, and the divergence with only this layer on such a grid."""
         batches = bench.samples("choices", self.samples)
-        reference = _answers(before, batches)
+        reference = final_answers(before, batches)
         tried = [bits for bits in _TRIED_BITS if bits >= (2 if self.symmetric else 1)]
         found: dict[str, Json] = {}
         with bench.reporter.bar(f"{self.label}: bits", len(paths) * len(tried)) as bar:
@@ -220,17 +226,10 @@ class Quantize(TrainedStage):
                         size += len(context_coder.encode(codes.reshape(len(codes), -1)))
                         with torch.no_grad():
                             weight.copy_(grid(whole[name]))
-                    rows.append([bits, size, divergence(bench.task, reference, _answers(before, batches))])
+                    rows.append([bits, size, divergence(bench.task, reference, final_answers(before, batches))])
                     bar.advance(1, f"{path} {bits} bits")
                 with torch.no_grad():
                     for name, weight in weights.items():
                         weight.copy_(whole[name])
                 found[path] = rows
         return found
-
-
-@torch.no_grad()
-def _answers(network: Network, batches: list[Batch]) -> Tensor:
-    """The final answers to all samples, float32."""
-    found = [network(*batch.args, **batch.kwargs) for batch in batches]
-    return torch.cat([out.float().cpu() for out in found])

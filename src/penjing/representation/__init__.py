@@ -6,6 +6,7 @@ from penjing.representation.half import Half
 from penjing.representation.in_place import MasksInPlace, masks_in_place
 from penjing.representation.mask import Mask
 from penjing.representation.representation import Representation, named_weights, plain, represent_, representations
+from penjing.representation.ties import Ties
 
 __all__ = [
     "Codebook",
@@ -14,6 +15,7 @@ __all__ = [
     "Mask",
     "MasksInPlace",
     "Representation",
+    "Ties",
     "masks_in_place",
     "named_weights",
     "plain",
