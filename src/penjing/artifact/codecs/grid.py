@@ -17,8 +17,8 @@ from penjing.representation.steps import LARGEST, SMALLEST, exponents_of, steps_
 
 
 class GridCodec(Codec):
-    """Head: low (signed); high - low and whether there are zeros; the number of steps along each dimension; their exponents,
-    and the zeros; the head of the codes.
+    """Head: low (signed); high - low, whether there are steps for columns, whether there are zeros; the number of steps along
+    each dimension; their exponents; the same for columns; the zeros; the head of the codes.
     """
 
     kind: ClassVar[str] = "grid"
@@ -29,10 +29,10 @@ class GridCodec(Codec):
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
         grid = _grid(stack)
         sink.heads.svarint(grid.low)
-        sink.heads.uvarint(2 * (grid.high - grid.low) + (grid.zero is not None))
-        for size in grid.steps.shape:
-            sink.heads.uvarint(size)
-        _write_integers(sink, exponents_of(grid.steps))
+        sink.heads.uvarint(4 * (grid.high - grid.low) + 2 * (grid.columns is not None) + (grid.zero is not None))
+        _write_steps(sink, grid.steps)
+        if grid.columns is not None:
+            _write_steps(sink, grid.columns)
         if grid.zero is not None:
             _write_integers(sink, grid.zero)
         _codes(grid).write(variant, sink)
@@ -40,21 +40,20 @@ class GridCodec(Codec):
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         heads = source.heads
         low = heads.svarint()
-        span, has_zero = divmod(heads.uvarint(), 2)
+        span, flags = divmod(heads.uvarint(), 4)
+        has_columns, has_zero = divmod(flags, 2)
         high = low + span
         if not -MAX_CODE <= low <= high <= MAX_CODE:
             raise ArtifactError(f"artifact: the codes of a grid reach from {low} to {high}; +-{MAX_CODE} is possible.")
-        sizes = tuple(heads.uvarint() for _ in shape)
-        if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
-            raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
-        exponents = _read_integers(source, sizes, SMALLEST, LARGEST)
-        zero = _read_integers(source, sizes, -MAX_CODE, MAX_CODE) if has_zero else None
+        steps = _read_steps(source, shape)
+        columns = _read_steps(source, shape) if has_columns else None
+        zero = _read_integers(source, tuple(steps.shape), -MAX_CODE, MAX_CODE) if has_zero else None
         found = LocatedCodes(shape, np.arange(low, high + 1, dtype=np.int32), variant, source)
 
         def decode() -> Decoded:
             codes, n_bits = found.decode()
             index = torch.from_numpy((codes + low).astype(np.int16)).reshape(shape)
-            grid = Grid(index, steps_of(exponents), zero=zero, low=low, high=high)
+            grid = Grid(index, steps, zero=zero, columns=columns, low=low, high=high)
             with torch.no_grad():
                 value = grid(torch.empty(0))
             return Decoded(value, grid, None, n_bits, n_bits if found.in_stream else 0.0)
@@ -73,13 +72,29 @@ def _codes(grid: Grid) -> Codes:
     return Codes(grid.codes.cpu().numpy().astype(np.int32) - grid.low, steps)
 
 
+def _write_steps(sink: Sink, steps: Tensor) -> None:
+    for size in steps.shape:
+        sink.heads.uvarint(size)
+    _write_integers(sink, exponents_of(steps))
+
+
+def _read_steps(source: Source, shape: tuple[int, ...]) -> Tensor:
+    """Raises: ArtifactError: steps that a weight of this shape cannot have."""
+    sizes = tuple(source.heads.uvarint() for _ in shape)
+    if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
+        raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
+    return steps_of(_read_integers(source, sizes, SMALLEST, LARGEST))
+
+
 def _write_integers(sink: Sink, values: Tensor) -> None:
-    """The median, then all differences from it in contexts; one number alone is just itself."""
+    """The one in the middle; for several also the unit of the differences from it, and these in contexts."""
     numbers = values.detach().cpu().numpy().astype(np.int32)
-    middle = int(np.median(numbers)) if numbers.size else 0
+    middle = int(np.sort(numbers, axis=None)[numbers.size // 2]) if numbers.size else 0
     sink.heads.svarint(middle)
     if numbers.size > 1:
-        data = context_coder.encode((numbers - middle).reshape(numbers.shape[0], -1))
+        unit = max(int(np.gcd.reduce(numbers - middle, axis=None)), 1)
+        sink.heads.uvarint(unit)
+        data = context_coder.encode((numbers - middle).reshape(numbers.shape[0], -1) // unit)
         sink.heads.uvarint(len(data))
         sink.heads.raw(data)
 
@@ -89,8 +104,9 @@ def _read_integers(source: Source, shape: tuple[int, ...], least: int, most: int
     middle, n = source.heads.svarint(), int(np.prod(shape))
     numbers = np.zeros(n, dtype=np.int64)
     if n > 1:
+        unit = min(source.heads.uvarint(), 1 << 16)
         data = source.heads.raw(source.heads.uvarint())
-        numbers += context_coder.decode(data, shape[0], n // shape[0]).reshape(-1)
+        numbers += unit * context_coder.decode(data, shape[0], n // shape[0]).reshape(-1).astype(np.int64)
     numbers += min(max(middle, -(1 << 20)), 1 << 20)
     if n and not least <= int(numbers.min()) <= int(numbers.max()) <= most:
         raise ArtifactError(f"artifact: steps or zeros of a grid must be in [{least}, {most}]; the file is damaged.")
