@@ -29,7 +29,9 @@ from penjing.entropy import (
     context_coder,
     count,
     huffman,
+    trellis,
 )
+from penjing.errors import PenjingError
 from penjing.representation import Codebook, Grid, named_weights, representations
 
 Coder = tuple[Callable[[np.ndarray], tuple[Any, int]], Callable[[Any, tuple[int, int]], np.ndarray]]
@@ -38,7 +40,10 @@ Coder = tuple[Callable[[np.ndarray], tuple[Any, int]], Callable[[Any, tuple[int,
 
 def matrices(path: Path) -> list[np.ndarray]:
     """The codes of a file's matrices and filters, int32, a row for each output."""
-    network = decode(path.read_bytes(), for_training=True)
+    try:
+        network = decode(path.read_bytes(), for_training=True)
+    except (OSError, PenjingError) as error:
+        sys.exit(f"{path}: {error}")
     found = []
     for _, owner, name in named_weights(network):
         stack = representations(owner, name)
@@ -50,8 +55,14 @@ def matrices(path: Path) -> list[np.ndarray]:
 
 
 def _contexts(codes: np.ndarray) -> tuple[Any, int]:
-    data = context_coder.encode(codes)
-    return data, len(data)
+    dependent = trellis.indices(codes) is not None
+    data = context_coder.encode(codes, dependent=dependent)
+    return (data, dependent), len(data)
+
+
+def _read_contexts(written: Any, shape: tuple[int, int]) -> np.ndarray:
+    data, dependent = written
+    return context_coder.decode(data, *shape, dependent=dependent)
 
 
 def _huffman(codes: np.ndarray) -> tuple[Any, int]:
@@ -81,7 +92,7 @@ def _read_range(written: Any, shape: tuple[int, int]) -> np.ndarray:
 
 
 CODERS: dict[str, Coder] = {
-    "contexts": (_contexts, lambda data, shape: context_coder.decode(data, *shape)),
+    "contexts": (_contexts, _read_contexts),
     "range": (_range, _read_range),
     "huffman": (_huffman, _read_huffman),
 }

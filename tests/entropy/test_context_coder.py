@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import laplace
 
-from penjing.entropy import context_coder, count, entropy_bits
+from penjing.entropy import context_coder, count, entropy_bits, trellis
 from penjing.errors import ArtifactError, DataError
 
 
@@ -86,13 +86,44 @@ def test_the_bytes_are_part_of_the_file_format() -> None:
     assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == (232, "7e8e7708a47a6e63")
 
 
-@given(st.binary(max_size=60))
-def test_any_bytes_are_some_matrix_or_an_error(data: bytes) -> None:
+def on_the_grids(index: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The numbers that these indices stand for."""
+    numbers = np.zeros(index.shape, dtype=np.int32)
+    for row, own in zip(numbers, index.tolist(), strict=True):
+        state = 0
+        for j, k in enumerate(own):
+            row[j] = 2 * k - np.sign(k) * (state & 1)
+            state = trellis.NEXT_STATE[state, k & 1]
+    return numbers
+
+
+@given(st.integers(0, 1 << 20), st.integers(1, 9), st.integers(1, 40), st.sampled_from([0.1, 1.0, 30.0]))
+def test_dependent_numbers_come_back(seed: int, rows: int, columns: int, mean: float) -> None:
+    numbers = on_the_grids(geometric(rows, columns, mean, seed=seed))
+    data = context_coder.encode(numbers, dependent=True)
+    assert np.array_equal(context_coder.decode(data, rows, columns, dependent=True), numbers)
+
+
+def test_the_bytes_of_dependent_numbers_are_part_of_the_file_format() -> None:
+    """These bytes must never change: files have them."""
+    data = context_coder.encode(on_the_grids(geometric(20, 30, 1.5, seed=7)), dependent=True)
+    assert (len(data), hashlib.sha256(data).hexdigest()[:16]) == (231, "d57d13ae90e837d7")
+
+
+def test_numbers_off_the_grids_are_refused() -> None:
+    with pytest.raises(DataError, match="not on the grids of dependent quantization"):
+        context_coder.encode(np.array([[1, 0]]), dependent=True)
+
+
+@given(st.binary(max_size=60), st.booleans())
+def test_any_bytes_are_some_matrix_or_an_error(data: bytes, dependent: bool) -> None:
     try:
-        found = context_coder.decode(data, 6, 11)
+        found = context_coder.decode(data, 6, 11, dependent=dependent)
     except ArtifactError:
         return
     assert found.shape == (6, 11)
+    if dependent:
+        assert trellis.indices(found) is not None
     assert np.array_equal(context_coder.decode(context_coder.encode(found), 6, 11), found)
 
 

@@ -85,10 +85,25 @@ def test_blocks_have_a_step_each() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 1, 1, 1), (8, 2, 1, 1), (1, 6, 1, 1)])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_a_slice_is_the_slice_of_the_weight(shape: tuple[int, ...], dim: int) -> None:
-    grid = Grid(torch.randint(-9, 9, (8, 6, 3, 3)), torch.rand(shape) + 0.1, zero=torch.randint(-3, 3, shape))
+    grid = Grid(
+        torch.randint(-9, 9, (8, 6, 3, 3)),
+        torch.rand(shape) + 0.1,
+        zero=torch.randint(-3, 3, shape),
+        columns=torch.rand(1, 3, 1, 1) + 0.1,
+    )
     keep = torch.tensor([0, 2, 3, 5])
     empty = torch.empty(0)
     torch.testing.assert_close(grid.sliced(dim, keep)(empty), grid(empty).index_select(dim, keep))
+
+
+def test_a_step_is_the_product_of_its_row_s_and_its_column_s() -> None:
+    codes = torch.randint(-9, 9, (4, 6))
+    grid = Grid(codes, torch.tensor([[0.5], [1.0], [2.0], [4.0]]), columns=torch.tensor([[1.0, 2.0]]))
+    each = torch.tensor([[0.5], [1.0], [2.0], [4.0]]) * torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+    assert torch.equal(grid(torch.empty(0)), codes * each)
+    grid(torch.empty(0)).sum().backward()
+    factors = each / torch.tensor([[0.5], [1.0], [2.0], [4.0]])
+    torch.testing.assert_close(grid.steps.grad, (codes * factors).sum(1, keepdim=True))
 
 
 def _network(grid: Grid, weight: Tensor) -> nn.Module:

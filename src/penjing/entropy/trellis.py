@@ -12,7 +12,10 @@ Source: Marcellin and Fischer 1990 (trellis-coded quantization); Ungerboeck 1982
 (dependent quantization of VVC: two grids with a common 0, parity), and Haase et al. 2021, arXiv:2101.04355, for weights.
 """
 
+from typing import Any
+
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 NEXT_STATE: NDArray[np.int64] = np.array(
@@ -30,14 +33,21 @@ def indices(numbers: ArrayLike) -> NDArray[np.int32] | None:
         numbers: (rows, columns), integers.
     Returns: (rows, columns), int32.
     """
-    matrix: NDArray[np.int32] = np.asarray(numbers, dtype=np.int32)
+    matrix = np.ascontiguousarray(numbers, dtype=np.int32)
     found = np.empty_like(matrix)
-    state: NDArray[np.int64] = np.zeros(len(matrix), dtype=np.int64)
-    for j in range(matrix.shape[1]):
-        number, odd = matrix[:, j], (state & 1).astype(np.int32)
-        index: NDArray[np.int32] = ((number + np.sign(number) * odd) // 2).astype(np.int32)
-        if np.any(2 * index - np.sign(index) * odd != number):
-            return None
-        found[:, j] = index
-        state = NEXT_STATE[state, index & 1]
-    return found
+    return found if _indices(matrix, found, NEXT_STATE) else None
+
+
+@njit(cache=True)
+def _indices(numbers: Any, found: Any, next_state: Any) -> bool:  # pragma: no cover  (compiled)
+    rows, columns = numbers.shape
+    for i in range(rows):
+        state = 0
+        for j in range(columns):
+            number, odd = numbers[i, j], state & 1
+            magnitude = (abs(number) + odd) >> 1 if number else 0
+            if number and 2 * magnitude - odd != abs(number):
+                return False
+            found[i, j] = magnitude if number > 0 else -magnitude
+            state = next_state[state, magnitude & 1]
+    return True

@@ -264,7 +264,7 @@ class CalibratedCoding(Stage):
         description="training samples to calibrate on; labels are not looked at; 0: none, without feedback",
     )
     dependent: bool = Field(
-        default=True, description="dependent (trellis-coded) quantization: some 10 % smaller, slower to write"
+        default=True, description="dependent (trellis-coded) quantization: smaller, slower to write"
     )
     price: float = Field(
         default=0.0,
@@ -290,9 +290,10 @@ class CalibratedCoding(Stage):
         return self
 
     def apply(self, bench: Workbench) -> None:
-        network = bench.network.to(bench.accelerator.device).eval()
+        device = bench.accelerator.device
         if self.samples:
-            before, stayed = fold_batch_norms(network)
+            before, stayed = fold_batch_norms(bench.network)
+            before.to(device).eval()
             for name in stayed:
                 bench.warn(
                     f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
@@ -301,8 +302,11 @@ class CalibratedCoding(Stage):
             generator = torch.Generator().manual_seed(bench.seed)
             statistics = layer_statistics(before, batches, classes=bench.task.is_classification, generator=generator)
         else:
-            bench.warn("no samples: without feedback and bias correction the file is about a third larger")
-            before, settled = settled_batch_norms(network)
+            bench.warn(
+                "no samples: nothing is calibrated, weights are rounded without feedback, biases are not corrected"
+            )
+            before, settled = settled_batch_norms(bench.network)
+            before.to(device).eval()
             if settled:
                 bench.warn("batch norms became scales and shifts; a training after this stage would begin far off")
             batches, statistics = [], statistics_without_inputs(before)

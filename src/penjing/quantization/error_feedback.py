@@ -30,6 +30,8 @@ from penjing.entropy import trellis
 from penjing.errors import SettingError
 
 _BLOCK = 32
+_MOST_NUMBERS = 1 << 22
+"""Of rows that are rounded at a time, each as often as there are states."""
 _PASSES = 2
 """Passes in which bits have a price, after the one that finds out what they cost."""
 _MOST = 24
@@ -165,10 +167,18 @@ class _Rounding:
     largest: int
 
     def carried_out(self, lengths: _CodeLengths, price: np.ndarray) -> Tensor:
-        """The numbers, (rows, n), int64."""
+        """The numbers, (rows, n), int64. `price` is (rows,)."""
         rows, n = self.weight.shape
+        each = max(_MOST_NUMBERS // (len(self.next_state) * n), 1)
+        parts = [slice(start, start + each) for start in range(0, rows, each)]
+        return torch.cat([self._rows(part, lengths, price[part]) for part in parts])
+
+    def _rows(self, chosen: slice, lengths: _CodeLengths, price: np.ndarray) -> Tensor:
+        weight, steps, keep = self.weight[chosen], self.steps[chosen], self.keep[chosen]
+        level = lengths.level[chosen]
+        rows, n = weight.shape
         states = len(self.next_state)
-        left = self.weight[:, None].repeat(1, states, 1)  # a row for every state, as the best way to it has moved it
+        left = weight[:, None].repeat(1, states, 1)  # a row for every state, as the best way to it has moved it
         cost = np.full((rows, states), np.inf)
         cost[:, 0] = 0.0
         numbers = torch.zeros(rows, states, n, dtype=torch.int16)
@@ -181,11 +191,11 @@ class _Rounding:
             _round_block(
                 own,
                 cost,
-                np.ascontiguousarray(self.steps[:, part]),
+                np.ascontiguousarray(steps[:, part]),
                 np.ascontiguousarray(spread[part]),
                 np.ascontiguousarray(self.factor[part, part].numpy()),
-                np.ascontiguousarray(self.keep[:, part]),
-                np.ascontiguousarray(lengths.level[:, part]),
+                np.ascontiguousarray(keep[:, part]),
+                np.ascontiguousarray(level[:, part]),
                 lengths.bits,
                 price,
                 self.next_state,
