@@ -9,9 +9,12 @@ from penjing.quantization.calibrated import (
     code_network,
     layer_statistics,
 )
-from penjing.quantization.cluster import Cluster, cluster_, cluster_network, cluster_together_, kmeans_1d
+from penjing.quantization.cluster import Cluster, cluster_, cluster_network, cluster_together_
+from penjing.quantization.following import follow_originals_, keep_codes_, recluster_
 from penjing.quantization.half_precision import HalfPrecision, halve_, halve_network
+from penjing.quantization.kmeans import entropy_constrained, kmeans_1d
 from penjing.quantization.quantize import Quantize, follow_grids_, quantize_network, settle_grids_
+from penjing.quantization.search import Search
 from penjing.quantization.uniform import Scheme, quantize_, quantized
 from penjing.training import Stage
 
@@ -26,6 +29,7 @@ __all__ = [
     "LayerStatistics",
     "Quantize",
     "Scheme",
+    "Search",
     "allocate",
     "cluster_",
     "cluster_network",
@@ -33,13 +37,17 @@ __all__ = [
     "code_layer",
     "code_network",
     "correct_biases_",
+    "entropy_constrained",
     "follow_grids_",
+    "follow_originals_",
     "halve_",
     "halve_network",
+    "keep_codes_",
     "kmeans_1d",
     "layer_statistics",
     "quantize_",
     "quantize_network",
     "quantized",
+    "recluster_",
     "settle_grids_",
 ]

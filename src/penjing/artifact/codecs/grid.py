@@ -9,7 +9,7 @@ from torch import Tensor
 
 from penjing.artifact.codecs.codec import Codec, Decoded, Located, Sink, Source
 from penjing.artifact.codecs.codes import CODERS, Codes, LocatedCodes
-from penjing.entropy import context_coder
+from penjing.artifact.codecs.integers import read_integers, write_integers
 from penjing.errors import ArtifactError
 from penjing.representation import Grid, Representation
 from penjing.representation.grid import MAX_CODE
@@ -32,9 +32,9 @@ class GridCodec(Codec):
         sink.heads.uvarint(2 * (grid.high - grid.low) + (grid.zero is not None))
         for size in grid.steps.shape:
             sink.heads.uvarint(size)
-        _write_integers(sink, exponents_of(grid.steps))
+        write_integers(sink, exponents_of(grid.steps))
         if grid.zero is not None:
-            _write_integers(sink, grid.zero)
+            write_integers(sink, grid.zero)
         _codes(grid).write(variant, sink)
 
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
@@ -47,8 +47,8 @@ class GridCodec(Codec):
         sizes = tuple(heads.uvarint() for _ in shape)
         if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
             raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
-        exponents = _read_integers(source, sizes, SMALLEST, LARGEST)
-        zero = _read_integers(source, sizes, -MAX_CODE, MAX_CODE) if has_zero else None
+        exponents = read_integers(source, sizes, SMALLEST, LARGEST)
+        zero = read_integers(source, sizes, -MAX_CODE, MAX_CODE) if has_zero else None
         found = LocatedCodes(shape, np.arange(low, high + 1, dtype=np.int32), variant, source)
 
         def decode() -> Decoded:
@@ -71,27 +71,3 @@ def _grid(stack: Sequence[Representation]) -> Grid:
 def _codes(grid: Grid) -> Codes:
     steps = np.arange(grid.low, grid.high + 1, dtype=np.int32)
     return Codes(grid.codes.cpu().numpy().astype(np.int32) - grid.low, steps)
-
-
-def _write_integers(sink: Sink, values: Tensor) -> None:
-    """The median, then all differences from it in contexts; one number alone is just itself."""
-    numbers = values.detach().cpu().numpy().astype(np.int32)
-    middle = int(np.median(numbers)) if numbers.size else 0
-    sink.heads.svarint(middle)
-    if numbers.size > 1:
-        data = context_coder.encode((numbers - middle).reshape(numbers.shape[0], -1))
-        sink.heads.uvarint(len(data))
-        sink.heads.raw(data)
-
-
-def _read_integers(source: Source, shape: tuple[int, ...], least: int, most: int) -> Tensor:
-    """Raises: ArtifactError: one is not in [least, most]."""
-    middle, n = source.heads.svarint(), int(np.prod(shape))
-    numbers = np.zeros(n, dtype=np.int64)
-    if n > 1:
-        data = source.heads.raw(source.heads.uvarint())
-        numbers += context_coder.decode(data, shape[0], n // shape[0]).reshape(-1)
-    numbers += min(max(middle, -(1 << 20)), 1 << 20)
-    if n and not least <= int(numbers.min()) <= int(numbers.max()) <= most:
-        raise ArtifactError(f"artifact: steps or zeros of a grid must be in [{least}, {most}]; the file is damaged.")
-    return torch.from_numpy(numbers.astype(np.int16)).reshape(shape)
