@@ -98,7 +98,9 @@ def bits(codes: ArrayLike, k: int, index_bits: int) -> Bits:
     coded = [payload_bits(counts, code_lengths(counts)) for counts in (values, gaps)]
     n = len(entries.values)
     whole = 8 * len(encode(codes, k, index_bits))
-    return Bits(n, int((entries.values == 0).sum()), n * (_width(k) + index_bits), *coded, whole - sum(coded))
+    return Bits(
+        n, int((entries.values == 0).sum()), n * (_width(k) + index_bits), coded[0], coded[1], whole - sum(coded)
+    )
 
 
 def encode(codes: ArrayLike, k: int, index_bits: int, *, with_huffman: bool = True) -> bytes:
