@@ -20,6 +20,7 @@ from penjing.pruning.masks import apply_masks_, sparsity_of
 from penjing.quantization import Cluster
 from penjing.quantization.kmeans import Init
 from penjing.recipe import read_stage
+from penjing.representation import named_weights
 from penjing.settings import Settings
 from penjing.training import BASELINE, Stage, Task
 
@@ -155,7 +156,7 @@ def _carried_out(
     if what == COMPRESSED:
         layers = {path: accounts(matrix) for path, matrix in matrices(made).items()}
         fixed = {path: accounts(matrix, 5) for path, matrix in matrices(made).items()}
-        biases = [layer.bias for layer in made.layers().values() if isinstance(layer.bias, torch.Tensor)]
+        biases = [getattr(owner, key) for _, owner, key in named_weights(made) if getattr(owner, key).dim() == 1]
         found |= {
             "layers": layers,
             "layers with gaps of 5 bits": fixed,
@@ -193,8 +194,9 @@ def _guesses(laboratory: Laboratory, pruned: Network, task: Task, settings: Expe
 def _error(network: Network, clustered: Network) -> float:
     """Of all matrices, relative to their squares."""
     pairs = [
-        (layer.weight.detach(), clustered.get_submodule(path).weight.detach())  # type: ignore[operator]
-        for path, layer in network.layers().items()
+        (getattr(owner, key).detach(), getattr(clustered.get_submodule(name.rpartition(".")[0]), key).detach())
+        for name, owner, key in named_weights(network)
+        if getattr(owner, key).dim() > 1
     ]
     return float(sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a, _ in pairs))
 

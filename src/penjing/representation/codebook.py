@@ -66,9 +66,10 @@ class Codebook(Representation):
         if not self.zero:
             self.codes.copy_(order[torch.bucketize(original.detach().contiguous(), borders)])
             return
-        kept = self.codes.view(-1).nonzero().squeeze(1)  # few under a mask
+        flat = self.codes.reshape(-1)  # a copy where filters lie channels last
+        kept = flat.nonzero().squeeze(1)  # few under a mask
         codes = order[torch.bucketize(original.detach().reshape(-1)[kept], borders)]
-        self.codes.view(-1)[kept] = codes.to(torch.uint8)
+        self.codes.copy_(flat.index_copy(0, kept, codes.to(torch.uint8)).view(self.codes.shape))
 
     def table(self) -> Tensor:
         """The values, (k,), as stored; the gradient reaches the centroids unchanged."""
