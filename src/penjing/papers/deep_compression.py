@@ -68,11 +68,12 @@ def _pipelines(
 
 _GRADUAL = {"pace": "gradual", "lr": 0.002, "until": 0.6, "teacher": BASELINE}
 _SHARED = {"codes": 12, "lr": 0.001, "teacher": BASELINE}
+_SOFTLY = {"temperature": 2.0, "average": 0.999}
 FULL = _pipelines(
     (
         {"train": {"epochs": 20, "lr": 0.002, "weight_decay": 0.02}},
-        {"prune-weights": {"sparsity": 0.945, "sparsities": {"out": 0.75}, "epochs": 20, **_GRADUAL}},
-        {"cluster": {"epochs": 3, **_SHARED}},
+        {"prune-weights": {"sparsity": 0.94, "sparsities": {"out": 0.75}, "epochs": 30, **_GRADUAL, **_SOFTLY}},
+        {"cluster": {"epochs": 3, **_SHARED, "temperature": 2.0}},
     ),
     (
         {"train": {"epochs": 10, "lr": 0.002, "weight_decay": 0.02}},
