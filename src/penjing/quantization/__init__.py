@@ -1,6 +1,14 @@
 """Parameter quantization: fewer different values, fewer bits."""
 
 from penjing.quantization.bias_correction import correct_biases_
+from penjing.quantization.binarize import (
+    Binarize,
+    binarize_,
+    binarize_network,
+    follow_signs_,
+    refresh_norms_,
+    settle_signs_,
+)
 from penjing.quantization.bit_allocation import Choice, allocate
 from penjing.quantization.calibrated import (
     CalibratedCoding,
@@ -12,13 +20,17 @@ from penjing.quantization.calibrated import (
 from penjing.quantization.cluster import Cluster, cluster_, cluster_network, cluster_together_, kmeans_1d
 from penjing.quantization.half_precision import HalfPrecision, halve_, halve_network
 from penjing.quantization.quantize import Quantize, follow_grids_, quantize_network, settle_grids_
+from penjing.quantization.sign_inputs import with_sign_inputs
 from penjing.quantization.uniform import Scheme, quantize_, quantized
 from penjing.training import Stage
 
-STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (HalfPrecision, Quantize, Cluster, CalibratedCoding)}
+STAGES: dict[str, type[Stage]] = {
+    stage.label: stage for stage in (HalfPrecision, Quantize, Cluster, CalibratedCoding, Binarize)
+}
 
 __all__ = [
     "STAGES",
+    "Binarize",
     "CalibratedCoding",
     "Choice",
     "Cluster",
@@ -27,6 +39,8 @@ __all__ = [
     "Quantize",
     "Scheme",
     "allocate",
+    "binarize_",
+    "binarize_network",
     "cluster_",
     "cluster_network",
     "cluster_together_",
@@ -34,6 +48,7 @@ __all__ = [
     "code_network",
     "correct_biases_",
     "follow_grids_",
+    "follow_signs_",
     "halve_",
     "halve_network",
     "kmeans_1d",
@@ -41,5 +56,8 @@ __all__ = [
     "quantize_",
     "quantize_network",
     "quantized",
+    "refresh_norms_",
     "settle_grids_",
+    "settle_signs_",
+    "with_sign_inputs",
 ]
