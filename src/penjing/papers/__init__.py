@@ -18,6 +18,9 @@ CLAIMS: dict[str, str] = {
     "rethinking-pruning": "rethinking_pruning",
     "iterative-vs-one-shot": "iterative_vs_one_shot",
     "neuron-vs-weight": "neuron_vs_weight",
+    "binary-connect": "binary_connect",
+    "binarized-network": "binarized_network",
+    "xnor-net": "xnor_net",
 }
 """By its word on the command line, the file of each claim."""
 

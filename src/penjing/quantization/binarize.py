@@ -117,20 +117,40 @@ def _signs(network: Network) -> Iterator[tuple[Signs, Any]]:
 class FollowSigns(Part):
     """Straight-through training: originals are clipped to [-1, 1] after each step, codes are fixed when it is over.
 
-    Source: Courbariaux et al. 2015 (BinaryConnect), arXiv:1511.00363, section 2.4 and algorithm 1.
+    Originals under a scale learn at the schedule's rate, as they would without signs. Those without one, which spread over
+    [-1, 1], learn at the rate divided by the coefficient sqrt(1.5 / (inputs + outputs)) that they would have begun with.
+    Source: Courbariaux et al. 2015 (BinaryConnect), arXiv:1511.00363, sections 2.4 and 2.5 and algorithm 1; the coefficient
+    as in its published code.
     """
 
+    def __init__(self) -> None:
+        self._originals: list[Tensor] = []
+
     def start(self, fit: Fit) -> None:
+        rates: dict[int, float] = {}
+        for signs, stack in _signs(fit.network):
+            if signs.follow:
+                self._originals.append(stack.original)
+                rates[id(stack.original)] = 1.0 if signs.scales is not None else 1 / glorot(stack.original.shape)
+        for group in fit.optimizer.param_groups:
+            group["scale"] = rates.get(id(group["params"][0]), group["scale"])
         self.after_step(fit)
 
     @torch.no_grad()
     def after_step(self, fit: Fit) -> None:
-        for signs, stack in _signs(fit.network):
-            if signs.follow:
-                stack.original.clamp_(-1, 1)
+        for original in self._originals:
+            original.clamp_(-1, 1)
 
     def finish(self, fit: Fit) -> None:
         settle_signs_(fit.network)
+
+
+def glorot(shape: Sequence[int]) -> float:
+    """sqrt(1.5 / (inputs + outputs)) of a matrix or of filters, (out, in, *kernel) or (in, out, *kernel).
+
+    Source: Glorot and Bengio 2010, equation 16, the deviation of weights times sqrt(3) / 2.
+    """
+    return math.sqrt(1.5 / max((shape[0] + shape[1]) * math.prod(shape[2:]), 1))
 
 
 @torch.no_grad()
@@ -156,9 +176,6 @@ class Binarize(TrainedStage):
 
     label: ClassVar[str] = "binarize"
     needs: ClassVar[tuple[str, ...]] = ("labels or a teacher",)
-    lr: float = Field(
-        default=1e-2, gt=0, description="largest learning rate; weights learn in proportion to their size"
-    )
     values: Values = Field(default="binary", description="binary: -1 and 1, a bit; ternary: 0 too, log2 3 bits")
     scale: Scale = Field(
         default="filter", description="what multiplies the signs: nothing, a number for the tensor or for each filter"
