@@ -299,7 +299,7 @@ def test_warnings_where_no_norm_is(task: Task) -> None:
     bench = applied(
         Binarize(activations=True, epochs=0), trace(nn.Sequential(*layers), [torch.randn(2, 2, 8, 8)]), task
     )
-    assert any("2 is binary and no norm follows" in text for text in bench.warnings)
+    assert any("2 computes with signs and no norm follows" in text for text in bench.warnings)
     assert any("2 takes signs of what comes from no norm" in text for text in bench.warnings)
 
 

@@ -38,6 +38,7 @@ Values = Literal["binary", "ternary"]
 Scale = Literal["none", "tensor", "filter"]
 Rounding = Literal["deterministic", "stochastic"]
 End = Literal["first", "last"]
+_NORM_SAMPLES = 10_000
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 
@@ -165,7 +166,7 @@ def refresh_norms_(network: Network, batches: Sequence[Batch]) -> None:
         norm.train()
         norm.momentum = None  # a plain mean over batches
     for batch in batches:
-        network(*batch.args, **batch.kwargs)
+        network.all_answers(*batch.args, **batch.kwargs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(was_training)
@@ -190,12 +191,13 @@ class Binarize(TrainedStage):
     layers: tuple[str, ...] = Field(default=(), description="which layers, by pattern; all unless told")
     skip: tuple[End, ...] = Field(
         default=("first", "last"),
-        description="of those, layers that stay as they are: before the first, after the last",
+        description="of those, what stays as it is: layers that no other comes before, layers that none comes after",
     )
-    norm_samples: int = Field(
-        default=0,
+    norm_samples: int | None = Field(
+        default=None,
         ge=0,
-        description="training samples that give batch norms new statistics when the codes are fixed; 0: those of training",
+        description="training samples that give batch norms new statistics when the codes are fixed; "
+        "10,000 with stochastic rounding unless told, else 0: those of training",
     )
 
     @model_validator(mode="after")
@@ -220,8 +222,10 @@ class Binarize(TrainedStage):
             follow_signs_(network, stochastic=self.rounding == "stochastic")
             bench.train(self.schedule(), [*self.parts(bench), FollowSigns()])
             settle_signs_(network)  # also where a finished training was only read
-        if self.norm_samples:
-            refresh_norms_(network, bench.samples("norms", self.norm_samples))
+        default = _NORM_SAMPLES if self.epochs and self.rounding == "stochastic" else 0
+        n_samples = default if self.norm_samples is None else self.norm_samples
+        if n_samples:
+            refresh_norms_(network, bench.samples("norms", n_samples))
         bench.facts["binarized"] = paths
 
     def chosen(self, network: Network) -> list[str]:
@@ -245,8 +249,8 @@ class Binarize(TrainedStage):
         network = bench.network
         for path in without_norm_behind(network, paths):
             bench.warn(
-                f"{path} is binary and no norm follows; its answers have the size of their number of inputs, and learning "
-                "is slow or stops"
+                f"{path} computes with signs and no norm follows; nothing brings its sums back to size, and learning may be "
+                "slow or stop"
             )
         for path in without_norm_before(network, signed):
             bench.warn(f"{path} takes signs of what comes from no norm; values far from 0 get no gradient")
