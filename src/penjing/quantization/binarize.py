@@ -80,12 +80,14 @@ def binarize_(layer: nn.Module, name: str, values: Values = "binary", scale: Sca
 def binarize_network(
     network: Network, paths: Sequence[str], values: Values = "binary", scale: Scale = "filter"
 ) -> None:
-    """Binarize the weights of these layers, in place; one that several layers hold stays one."""
-    ties = Ties(network)
-    layers = network.layers()
-    for path in paths:
-        if not ties.repeats(layers[path], "weight"):
-            binarize_(layers[path], "weight", values, scale)
+    """Binarize the weights of these layers, in place; one that other layers hold too stays one, and is binary there too."""
+    ties, layers = Ties(network), network.layers()
+    chosen = {id(layers[path]) for path in paths}
+    held = {id(layers[path]._parameters.get("weight")) for path in paths} - {id(None)}
+    for _, owner, name in list(named_weights(network)):
+        is_chosen = (id(owner) in chosen and name == "weight") or id(owner._parameters.get(name)) in held
+        if is_chosen and not ties.repeats(owner, name):
+            binarize_(owner, name, values, scale)
     ties.share_()
 
 
