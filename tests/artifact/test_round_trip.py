@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from penjing.artifact import decode, dissect, encode, inspect, load, load_networks
 from penjing.artifact.codecs.codebook import CodebookCodec
-from penjing.artifact.codecs.codes import CODERS, SHARED, SHARED_SAME
+from penjing.artifact.codecs.codes import CODERS, DEPENDENT, SHARED, SHARED_SAME
 from penjing.artifact.manifest import CODES
 from penjing.entropy import entropy_bits_per_symbol
 from penjing.errors import ArtifactError, TraceError
@@ -22,7 +22,8 @@ from penjing.graph import Network, Node, trace
 from penjing.graph.network import INPUT, MODULE, OUTPUT
 from penjing.graph.sizes import Size
 from penjing.quantization.cluster import cluster_, cluster_together_
-from penjing.representation import Codebook, Mask, named_weights, represent_, representations
+from penjing.quantization.error_feedback import rounded_with_feedback
+from penjing.representation import Codebook, Grid, Mask, named_weights, represent_, representations
 
 
 def _bits(value: Tensor | None) -> bytes:
@@ -156,7 +157,7 @@ for name, value in network.state_dict().items():
     }
 
 
-@pytest.mark.parametrize("coder", range(len(CODERS)))
+@pytest.mark.parametrize("coder", range(DEPENDENT))
 def test_every_way_to_write_codes(coder: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     network = trace(nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 20)), [torch.randn(2, 20)]).eval()
     cluster_together_([(network.get_submodule(path), "weight") for path in "01"], 11)
@@ -168,6 +169,20 @@ def test_every_way_to_write_codes(coder: int, monkeypatch: pytest.MonkeyPatch, t
     rows = {row.name: row for row in inspect(path)}
     assert rows["1.weight"].codec == f"codebook, {CODERS[coder]}"
     assert sum(row.size_bytes for row in rows.values()) == path.stat().st_size
+
+
+def test_dependent_codes_travel(tmp_path: Path) -> None:
+    network = trace(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20)), [torch.randn(2, 40)]).eval()
+    for path in "01":
+        layer = network.get_submodule(path)
+        rows = layer.weight.detach()
+        codes = rounded_with_feedback(rows, torch.tensor(0.02), torch.eye(rows.shape[1]), dependent=True)
+        shape = (len(rows), 1), (1, rows.shape[1])
+        represent_(layer, "weight", Grid(codes, 0.02 + torch.rand(shape[0]), columns=0.5 + torch.rand(shape[1])))
+    path = tmp_path / "small.pj"
+    path.write_bytes(encode(network))
+    _assert_same(network, load(path))
+    assert {row.codec for row in inspect(path) if "weight" in row.name} == {"grid, dependent, contexts"}
 
 
 def test_file_is_close_to_the_entropy_of_its_codes() -> None:

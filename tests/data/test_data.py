@@ -12,7 +12,7 @@ from PIL import Image
 from penjing.data import digits, image_folder, in_memory_loader, mnist
 from penjing.data.augment import random_affine, random_crop_and_flip
 from penjing.data.mnist import FILES, read_idx
-from penjing.errors import DataError
+from penjing.errors import DataError, SettingError
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -102,6 +102,17 @@ def test_pictures_are_scaled_by_the_training_part(pictures: Path) -> None:
     assert len(images) == 12  # nothing is held out where there is a folder for it
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(images[:, 0].std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+
+
+def test_pictures_are_scaled_as_a_trained_network_wants_them(pictures: Path) -> None:
+    picture(pictures / "test" / "cat" / "red.png", 255)
+    found = image_folder(pictures, size=8, augment=False, mean=[0.5, 0.25, 0.0], deviation=[0.5, 0.25, 2.0])
+    red = torch.tensor([1.0, -1.0, 0.0])
+    assert any(torch.equal(image[:, 0, 0], red) for image in found.test.dataset.images)
+    with pytest.raises(SettingError, match=r"mean must be 3 numbers, got \[0\.5\]"):
+        image_folder(pictures, size=8, mean=[0.5])
+    with pytest.raises(SettingError, match="deviation must be 3 numbers, above 0"):
+        image_folder(pictures, size=8, deviation=[1.0, 0.0, 1.0])
 
 
 def test_folders_that_are_laid_out_otherwise(pictures: Path, tmp_path: Path) -> None:

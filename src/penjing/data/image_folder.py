@@ -1,5 +1,6 @@
 """Pictures in folders: one folder a part, one folder a class in it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from penjing.data.augment import random_crop_and_flip
 from penjing.data.splits import Splits, hold_out, in_memory_loader
-from penjing.errors import DataError
+from penjing.errors import DataError, SettingError
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"}
 
@@ -22,12 +23,16 @@ def image_folder(
     n_valid: int | None = None,
     batch_size: int = 128,
     augment: bool = True,
+    mean: Sequence[float] | None = None,
+    deviation: Sequence[float] | None = None,
 ) -> Splits:
     """FOLDER/train/CLASS/*.jpg and, where they exist, FOLDER/valid/... (or val) and FOLDER/test/...
 
-    Pictures are scaled to `size` x `size`, their channels by mean and standard deviation of the training part, and kept in
-    memory. Without a validation folder, `n_valid` training pictures (a tenth unless told) are held out.
+    Pictures are scaled to `size` x `size`, their channels by `mean` and standard `deviation` (of values in [0, 1]; of the
+    training part unless given: a trained network wants those that it was trained with), and kept in memory. Without a
+    validation folder, `n_valid` training pictures (a tenth unless told) are held out.
     Raises: DataError: the folder is not laid out like this, a picture cannot be read, or a class is missing somewhere.
+    SettingError: a mean or a deviation that is not a number for each channel, or not above 0.
     """
     root = Path(folder)
     if not (root / "train").is_dir():
@@ -41,10 +46,11 @@ def image_folder(
             f"image-folder: {root / 'train'} holds no folders. Lay pictures out as {root}/train/CLASS/picture.jpg."
         )
     images, labels = _read(root / "train", classes, size, grey)
-    mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    middle = _by_channel("mean", mean, images.mean((0, 2, 3)))
+    spread = _by_channel("deviation", deviation, images.std((0, 2, 3)).clamp_min(1e-6))
 
     def scaled(pictures: Tensor) -> Tensor:
-        return (pictures - mean) / deviation
+        return (pictures - middle) / spread
 
     valid_folder = next((root / name for name in ("valid", "val") if (root / name).is_dir()), None)
     if valid_folder is not None:
@@ -64,6 +70,20 @@ def image_folder(
         test,
         classes,
     )
+
+
+def _by_channel(name: str, given: Sequence[float] | None, found: Tensor) -> Tensor:
+    """(1, channels, 1, 1)."""
+    values = found if given is None else torch.tensor([float(value) for value in given])
+    if (
+        len(values) != len(found)
+        or not bool(torch.isfinite(values).all())
+        or (name == "deviation" and values.min() <= 0)
+    ):
+        raise SettingError(
+            f"image-folder: {name} must be {len(found)} numbers{', above 0' * (name == 'deviation')}, got {given}."
+        )
+    return values.view(1, -1, 1, 1)
 
 
 def _read(folder: Path, classes: tuple[str, ...], size: int, grey: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,9 @@ The context is how large values are in this row and in this column: of both a ru
 geometric mean in quarters of an octave is the context. So differences between filters and between inputs are found without
 being told. A probability begins where a geometric distribution of that mean has it, which makes small matrices cheap.
 
+With `dependent` the values are read as indices of `trellis`: the two grids have probabilities of their own, since 0 is not
+equally likely on both.
+
 Only integers decide a bit, so a file reads the same everywhere. Nothing is stored beside the bits: no table, no header.
 Source: Marpe, Schwarz and Wiegand 2003 (CABAC: questions, contexts, adaptation); Wiedemann et al. 2020 (DeepCABAC),
 arXiv:1907.11900, for weights; two rates as in VVC. Deviates: contexts from running means instead of neighbours; multiplication
@@ -20,6 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from penjing.entropy import trellis
 from penjing.errors import ArtifactError, DataError
 
 MAX_MAGNITUDE = (1 << 15) - 1
@@ -44,12 +48,13 @@ _FIRST_OF_LEVEL = (
 _LEVEL_OF = np.searchsorted(np.array(_FIRST_OF_LEVEL), np.arange(_CAP * _ONE + 1), side="right").astype(np.int64) - 1
 
 
-def encode(values: ArrayLike) -> bytes:
+def encode(values: ArrayLike, *, dependent: bool = False) -> bytes:
     """The bits of a matrix of integers; b"" for one without entries.
 
     Args:
         values: (rows, columns), integers of magnitude up to 32767.
-    Raises: DataError: another shape or type, or a larger number.
+        dependent: write indices of `trellis`.
+    Raises: DataError: another shape or type, a larger number, or, with `dependent`, one that is not on the grid of its state.
     """
     matrix = np.asarray(values)
     if matrix.ndim != 2 or matrix.dtype.kind not in "iu":
@@ -63,11 +68,20 @@ def encode(values: ArrayLike) -> bytes:
             f"entropy.context_coder: numbers must be in [-{MAX_MAGNITUDE}, {MAX_MAGNITUDE}], "
             f"got {matrix.min()} to {matrix.max()}."
         )
-    words, low, size = _encode(np.ascontiguousarray(matrix, dtype=np.int16), _first_probabilities(), _LEVEL_OF)
+    if dependent:
+        found = trellis.indices(matrix)
+        if found is None:
+            raise DataError("entropy.context_coder: these numbers are not on the grids of dependent quantization.")
+        matrix = found
+    states = trellis.NEXT_STATE if dependent else trellis.ALONE
+    written = np.ascontiguousarray(matrix, dtype=np.int16)
+    words, low, size = _encode(written, _first_probabilities(), _LEVEL_OF, states)
     return _finished(words, int(low), int(size))
 
 
-def decode(data: bytes | bytearray | memoryview, rows: int, columns: int) -> NDArray[np.int16]:
+def decode(
+    data: bytes | bytearray | memoryview, rows: int, columns: int, *, dependent: bool = False
+) -> NDArray[np.int16]:
     """What `encode` was given, int16, (rows, columns).
 
     Other data gives other numbers.
@@ -80,16 +94,17 @@ def decode(data: bytes | bytearray | memoryview, rows: int, columns: int) -> NDA
         return matrix
     padded = bytes(data) + bytes(8 + -len(data) % 4)
     words = np.frombuffer(padded, dtype=">u4").astype(np.uint32)
-    if not _decode(words, matrix, _first_probabilities(), _LEVEL_OF):
+    states = trellis.NEXT_STATE if dependent else trellis.ALONE
+    if not _decode(words, matrix, _first_probabilities(), _LEVEL_OF, states):
         raise ArtifactError("entropy.context_coder: a number is too large; the data is damaged.")
     return matrix
 
 
 def _first_probabilities() -> NDArray[np.uint16]:
-    """(levels * questions, 2), in 65536ths: a geometric distribution goes on with mean / (mean + 1)."""
+    """(grids * levels * questions, 2), in 65536ths: a geometric distribution goes on with mean / (mean + 1)."""
     means = [2 * x + 8 for x in _FIRST_OF_LEVEL]  # in 512ths, a little inside the level
     chances = np.array([65536 * x // (x + 2 * _ONE) for x in means], dtype=np.uint16)
-    return np.ascontiguousarray(np.repeat(np.repeat(chances, _QUESTIONS)[:, None], 2, axis=1))
+    return np.ascontiguousarray(np.repeat(np.tile(np.repeat(chances, _QUESTIONS), 2)[:, None], 2, axis=1))
 
 
 def _finished(words: NDArray[np.uint32], low: int, size: int) -> bytes:
@@ -105,6 +120,7 @@ def _finished(words: NDArray[np.uint32], low: int, size: int) -> bytes:
 
 _U32, _U16, _U15 = np.uint64(32), np.uint64(16), np.uint64(15)
 _SMALL = np.uint64(1 << 32)
+_GRID = len(_FIRST_OF_LEVEL) * _QUESTIONS  # where the chances of the second grid begin
 _ALL = np.uint64((1 << 64) - 1)
 
 
@@ -136,7 +152,7 @@ def _put(
 
 @njit(cache=True)
 def _encode(
-    values: Any, chances: Any, level_of: Any
+    values: Any, chances: Any, level_of: Any, next_state: Any
 ) -> tuple[Any, np.uint64, np.uint64]:  # pragma: no cover  (compiled)
     rows, columns = values.shape
     half = np.uint64(1 << 15)
@@ -146,6 +162,7 @@ def _encode(
     of_row = _ONE
     for i in range(rows):
         column_shift = min(i + 1, _COLUMN_SHIFT)
+        state = 0
         for j in range(columns):
             if n + 16 > len(words):
                 longer = np.empty(2 * len(words), dtype=np.uint32)
@@ -153,7 +170,8 @@ def _encode(
                 words = longer
             value = int(values[i, j])
             magnitude = abs(value)
-            base = ((level_of[of_row] + level_of[of_column[j]]) >> 1) * _QUESTIONS
+            odd = state & 1
+            base = ((level_of[of_row] + level_of[of_column[j]]) >> 1) * _QUESTIONS + odd * _GRID
             asked = 0
             while asked <= _LAST_QUESTION:
                 at = base + asked
@@ -178,6 +196,7 @@ def _encode(
                 n, low, size = _put(words, n, low, size, half, False)
                 for k in range(n_bits - 1, -1, -1):
                     n, low, size = _put(words, n, low, size, half, bool((rest >> k) & 1))
+            state = next_state[state, magnitude & 1]
             counted = min(magnitude, _CAP) * _ONE
             of_row += (counted - of_row) >> _ROW_SHIFT
             of_column[j] += (counted - of_column[j]) >> column_shift
@@ -186,17 +205,22 @@ def _encode(
 
 # The step of the decoder is written out in three places: as a function it reads 49 instead of 62 million weights a second.
 @njit(cache=True)
-def _decode(words: Any, values: Any, chances: Any, level_of: Any) -> bool:  # pragma: no cover  (compiled)
+def _decode(
+    words: Any, values: Any, chances: Any, level_of: Any, next_state: Any
+) -> bool:  # pragma: no cover  (compiled)
     rows, columns = values.shape
     n_words = len(words)
     code = (np.uint64(words[0]) << _U32) | np.uint64(words[1])
     n, size = 2, _ALL
+    scale = 2 if len(next_state) > 1 else 1
     of_column = np.full(columns, _ONE, dtype=np.int32)
     of_row = _ONE
     for i in range(rows):
         column_shift = min(i + 1, _COLUMN_SHIFT)
+        state = 0
         for j in range(columns):
-            base = ((level_of[of_row] + level_of[of_column[j]]) >> 1) * _QUESTIONS
+            odd = state & 1
+            base = ((level_of[of_row] + level_of[of_column[j]]) >> 1) * _QUESTIONS + odd * _GRID
             magnitude, negative = 0, False
             while magnitude <= _LAST_QUESTION:
                 at = base + magnitude
@@ -254,9 +278,11 @@ def _decode(words: Any, values: Any, chances: Any, level_of: Any) -> bool:  # pr
                         rest = 2 * rest + (1 if bit else 0)
                         n_bits -= 1
                 magnitude = _LAST_QUESTION + rest
-                if magnitude > MAX_MAGNITUDE:
-                    return False
-            values[i, j] = -magnitude if negative else magnitude
+            number = scale * magnitude - odd if magnitude else 0
+            if number > MAX_MAGNITUDE:
+                return False
+            values[i, j] = -number if negative else number
+            state = next_state[state, magnitude & 1]
             counted = min(magnitude, _CAP) * _ONE
             of_row += (counted - of_row) >> _ROW_SHIFT
             of_column[j] += (counted - of_column[j]) >> column_shift

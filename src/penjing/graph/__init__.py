@@ -11,6 +11,7 @@ from penjing.graph.surgery import (
     push_biases,
     remove_channels,
     replace_node,
+    settled_batch_norms,
     with_one_answer,
 )
 from penjing.graph.trace import trace
@@ -36,6 +37,7 @@ __all__ = [
     "remove_channels",
     "replace_node",
     "select",
+    "settled_batch_norms",
     "trace",
     "with_one_answer",
 ]

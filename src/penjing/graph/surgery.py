@@ -209,6 +209,31 @@ def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
     return folded.train(network.training), stayed
 
 
+def settled_batch_norms(network: Network) -> tuple[Network, list[str]]:
+    """Batch norms as scales and shifts: as evaluation computes them, with statistics that are the same for all channels.
+
+    gamma' = gamma / sqrt(var + eps),   beta' = beta - mean * gamma',   mean' = 0,   var' = 1 - eps
+
+    Returns: the network, and the paths of those norms; those without a scale and shift, or without statistics, stay.
+    """
+    settled = copy.deepcopy(network)
+    found = []
+    for path, layer in settled.layers().items():
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or layer.running_var is None or not layer.affine:
+            continue
+        if parametrize.is_parametrized(layer):
+            continue
+        with torch.no_grad():
+            assert layer.running_mean is not None
+            scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+            layer.bias.sub_(layer.running_mean * scale)
+            layer.weight.copy_(scale)
+            layer.running_mean.zero_()
+            layer.running_var.fill_(1 - layer.eps)
+        found.append(path)
+    return settled, found
+
+
 def push_biases(network: Network) -> tuple[Network, list[str]]:
     """Move the bias of a layer into the 1 x 1 convolution or linear layer right behind it, where that is exact.
 

@@ -20,6 +20,9 @@ CLAIMS: dict[str, str] = {
     "neuron-vs-weight": "neuron_vs_weight",
     "deep-compression": "deep_compression",
     "huffman": "huffman",
+    "binary-connect": "binary_connect",
+    "binarized-network": "binarized_network",
+    "xnor-net": "xnor_net",
 }
 """By its word on the command line, the file of each claim."""
 

@@ -1,13 +1,22 @@
 """Calibrated coding: a trained network and a few hundred inputs without labels give a file several times smaller.
 
-    batch norms folded ── inputs' second moments, Fisher information ── a step for each layer ── rounding with error feedback
-    ── every layer checked on other inputs ── biases corrected ── grids, written by the context coder
+    batch norms folded ── second moments of inputs and gradients ── steps for rows and columns ── rounding with error feedback
+    through the states of dependent quantization ── every layer checked on other inputs ── biases corrected ── the context coder
 
-The step of a layer is s = noise / sqrt(f v): f the mean Fisher information of its weights (for answers that are no classes, how
-much these move), v the geometric mean of what its inputs do not explain of each other, in units of their mean square. So a bit
-saved costs every layer the same divergence, which is the best there is at high rates.
-Source: Frantar et al. 2023 (GPTQ), arXiv:2210.17323, for the feedback; Shoham and Gersho 1988 for equal slopes. Deviates:
-conditional variances in the steps; the divergence of the answers is measured, and sets the noise.
+The answers change by f_r d M d^T when row r of a layer changes by d: f_r the Fisher information of a weight of it (for
+answers that are no classes, how much these move), M the mean of two second moments, each with a mean diagonal of 1: of the
+layer's inputs, and of its rows' gradients. The step of the weight in row r and column c is
+
+    s_rc = noise / sqrt(f_r v_c),
+
+v_c the part of input c that later inputs do not explain, a mean over a filter's places. A bit saved then costs the same
+everywhere, which is the best there is at high rates.
+Source: Frantar et al. 2023 (GPTQ), arXiv:2210.17323, for the feedback; Shoham and Gersho 1988 for equal slopes;
+`error_feedback` for the rest. Deviates: two kinds of second moments; the divergence of the answers is measured, and
+sets the noise.
+
+Without any inputs the same is done without feedback: one step for all layers, batch norms not folded, since a folded norm makes
+rows of very different weight alike.
 """
 
 import copy
@@ -23,26 +32,26 @@ from torch import Tensor
 
 from penjing.artifact import encode
 from penjing.errors import SettingError
-from penjing.graph import Network, fold_batch_norms
+from penjing.graph import Network, fold_batch_norms, settled_batch_norms
 from penjing.measurement.divergence import divergence, final_answers
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.error_feedback import conditional_factor, rounded_with_feedback, squared_change
 from penjing.quantization.quantize import quantize_vectors_
 from penjing.representation import Grid, Mask, Ties, plain, represent_, representations
 from penjing.representation.steps import exponents_of, steps_of
-from penjing.sensitivity import (
-    Evidence,
-    answer_information,
-    fisher_information,
-    input_covariances,
-    weighted_layers,
-)
+from penjing.sensitivity import gradient_moments, input_covariances, layer_weights, weighted_layers
 from penjing.training import Batch, Stage, Workbench
 
 _LARGEST = (1 << 15) - 1
 _MOST_TRIES = 8
 _HELD_OUT = 4
 """One batch of so many checks what the others chose."""
+_LEAST_INFORMATION = 0.05
+"""Of a row, as a part of the layer's mean: one that no sample spoke of must not be rounded to nothing."""
+_COARSE = 4
+"""Steps of rows and columns differ by whole quarters of an octave; finer ones would cost more than they save."""
+_FINER = 0.55
+"""A step of dependent quantization has about the error of a plain one of this part of it."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,13 @@ class LayerStatistics:
     """What calibration measures of one layer.
 
     Attributes:
-        information: the mean over its weights of the Fisher information.
-        factors: (groups, n, n), see `conditional_factor`; None: there are no second moments, it is rounded without feedback.
-        unexplained: v, see above; 1 without second moments.
+        information: (rows,), see above; above 0.
+        factors: (groups, n, n), see `conditional_factor`, of M; None: there is no M, and no feedback.
         checked: (groups, n, n), the second moments of the inputs on samples held out.
     """
 
-    information: float
+    information: Tensor
     factors: Tensor | None = None
-    unexplained: float = 1.0
     checked: Tensor | None = None
 
 
@@ -74,32 +81,42 @@ def layer_statistics(
         batches = _halves(batches[0])
     n_checked = max(len(batches) // _HELD_OUT, 1)
     seen, held_out = batches[:-n_checked], batches[-n_checked:]
-    evidence = Evidence(batches=lambda: seen, generator=generator)
-    information = (fisher_information if classes else answer_information)(network, evidence)
+    gradients = gradient_moments(network, seen, classes=classes, generator=generator)
     covariances, checked = input_covariances(network, seen), input_covariances(network, held_out)
     found: dict[str, LayerStatistics] = {}
-    for name, own in information.items():
-        mean = float(own.double().mean())
-        covariance = covariances.get(name)
-        if covariance is None or not bool(covariance.diagonal(dim1=1, dim2=2).any()):
-            found[name] = LayerStatistics(mean)
+    for name, own in gradients.items():
+        mean = float(own.rows.mean())
+        information = own.rows.clamp_min(max(_LEAST_INFORMATION * mean, 1e-20))
+        inputs = covariances.get(name)
+        if inputs is None or own.columns is None or not bool(inputs.diagonal(dim1=1, dim2=2).any()):
+            found[name] = LayerStatistics(information)
             continue
-        factors = torch.stack([conditional_factor(group) for group in covariance])
-        variances = factors.diagonal(dim1=1, dim2=2).square().reciprocal()
-        unexplained = float(variances.log().mean().exp() / covariance.diagonal(dim1=1, dim2=2).mean())
-        found[name] = LayerStatistics(mean, factors, unexplained, checked.get(name))
+        together = zip(inputs, own.columns, strict=True)
+        factors = torch.stack([conditional_factor((_of_mean_1(a) + _of_mean_1(b)) / 2) for a, b in together])
+        found[name] = LayerStatistics(information, factors, checked.get(name))
     return found
+
+
+def statistics_without_inputs(network: Network) -> dict[str, LayerStatistics]:
+    """By weight: the same information everywhere, so that noise is a step in units of the root mean square of all weights."""
+    weights = layer_weights(network)
+    squares = sum(float(w.double().square().sum()) for w in weights.values())
+    mean = squares / max(sum(w.numel() for w in weights.values()), 1)
+    return {
+        name: LayerStatistics(torch.full((len(w),), 1 / max(mean, 1e-20), dtype=torch.float64))
+        for name, w in weights.items()
+    }
 
 
 @dataclass(frozen=True)
 class CodedLayer:
-    """A weight on its grid, and how it fared against plain rounding.
+    """A weight on its grid, and how it fared against the same grid without feedback.
 
     Attributes:
         grid: the codes.
-        change, rounded_change: the squared change of the layer's answers on samples held out, with feedback and with plain
-            rounding on the same grid; None where there are no second moments.
-        repaired: whether feedback did worse, so that plain rounding was taken.
+        change, rounded_change: the squared change of the layer's answers on samples held out, with feedback and without; None
+            where there are no second moments.
+        repaired: whether feedback did worse, so that it was left out.
     """
 
     grid: Grid
@@ -108,39 +125,85 @@ class CodedLayer:
     repaired: bool = False
 
 
-def code_layer(weight: Tensor, statistics: LayerStatistics, noise: float, keep: Tensor | None = None) -> CodedLayer:
+def layer_steps(shape: torch.Size, statistics: LayerStatistics, noise: float) -> tuple[Tensor, Tensor | None]:
+    """s_rc as two factors, each in `shape`'s dimensions: (rows, 1, ...), and (1, inputs, 1, ...) or None for no differences.
+
+    The first is one number where rows do not differ. Both are powers of two to the 16th part.
+    """
+    logs = -0.5 * torch.log2(statistics.information.double())
+    ones = (1,) * (len(shape) - 1)
+    if statistics.factors is None:
+        return _octaves(logs, math.log2(noise)).view(-1, *ones), None
+    # (groups, n) -> (inputs of a group,)
+    by_input = statistics.factors.diagonal(dim1=1, dim2=2).log2().unflatten(1, (shape[1], -1)).mean((0, 2))
+    middle = float(by_input.mean())
+    columns = _octaves(by_input - middle, 0.0)
+    rows = _octaves(logs, math.log2(noise) + middle).view(-1, *ones)
+    return rows, columns.view(1, -1, *ones[1:]) if len(columns) > 1 else None
+
+
+def code_layer(
+    weight: Tensor,
+    statistics: LayerStatistics,
+    noise: float,
+    keep: Tensor | None = None,
+    *,
+    dependent: bool = True,
+    price: float = 0.0,
+) -> CodedLayer:
     """Put a weight on a grid.
 
     Args:
-        weight: (outputs, ...), as the layer uses it.
+        weight: (rows, ...), as the layer uses it.
         noise: the square root of the divergence that a step of its size costs, the same for all layers.
         keep: bool, where a mask lets weights stay.
+        dependent: see `entropy.trellis`.
+        price: of a bit, in squared steps.
     """
-    rows = weight.detach().double().reshape(len(weight), -1)
-    exact = noise / math.sqrt(max(statistics.information, 1e-20) * statistics.unexplained)
-    step = float(steps_of(exponents_of(torch.tensor(exact))))
-    steps = torch.full((1,) * weight.dim(), step)
-    plainly = torch.round(rows / step).clamp(-_LARGEST, _LARGEST).long()
+    rows = weight.detach().double().cpu().reshape(len(weight), -1)
+    own_noise = noise * _FINER if dependent else noise
+    steps, columns = layer_steps(weight.shape, statistics, own_noise)
+    each = steps.double() if columns is None else steps.double() * columns.double()
+    each = each.expand(weight.shape).reshape(rows.shape)
+    kept = torch.ones(rows.shape, dtype=torch.bool) if keep is None else keep.cpu().reshape(rows.shape)
+    prices = price * own_noise**2 / statistics.information
+    groups = 1 if statistics.factors is None else len(statistics.factors)
+
+    def rounded(factors: Tensor) -> Tensor:
+        parts = zip(*(x.chunk(groups) for x in (rows, each, kept, prices)), factors, strict=True)
+        found = [
+            rounded_with_feedback(row, step, factor, own, dependent=dependent, price=cost)
+            for row, step, own, cost, factor in parts
+        ]
+        return torch.cat(found)
+
+    def coded(codes: Tensor) -> Grid:
+        return Grid(codes.reshape(weight.shape), steps.float(), columns=columns)
+
+    n = rows.shape[1]
+    alone = torch.eye(n, dtype=torch.float64).expand(groups, n, n)
     if statistics.factors is None or statistics.checked is None:
-        return CodedLayer(Grid(plainly.reshape(weight.shape), steps))
-    groups = len(statistics.factors)
-    kept = [None] * groups if keep is None else list(keep.reshape(len(weight), -1).chunk(groups))
-    parts = zip(rows.chunk(groups), statistics.factors, kept, strict=True)
-    fed = torch.cat([rounded_with_feedback(part, torch.tensor(step), factor, own) for part, factor, own in parts])
+        return CodedLayer(coded(rounded(alone)))
+    alone = alone * statistics.factors.diagonal(dim1=1, dim2=2)[:, None]
+    fed, plainly = rounded(statistics.factors), rounded(alone)
     change, rounded_change = (
         sum(
             squared_change(part, moments)
-            for part, moments in zip((codes * step - rows).chunk(groups), statistics.checked, strict=True)
+            for part, moments in zip((codes * each - rows).chunk(groups), statistics.checked, strict=True)
         )
         for codes in (fed, plainly)
     )
     repaired = change > rounded_change
-    codes = plainly if repaired else fed
-    return CodedLayer(Grid(codes.reshape(weight.shape), steps), change, rounded_change, repaired)
+    return CodedLayer(coded(plainly if repaired else fed), change, rounded_change, repaired)
 
 
 def code_network(
-    network: Network, statistics: Mapping[str, LayerStatistics], noise: float
+    network: Network,
+    statistics: Mapping[str, LayerStatistics],
+    noise: float,
+    *,
+    dependent: bool = True,
+    price: float = 0.0,
 ) -> tuple[Network, dict[str, CodedLayer]]:
     """A copy with all weights on grids. Biases and norms are left alone.
 
@@ -161,10 +224,25 @@ def code_network(
                 f"calibrated-coding: {name} has a {others[-1]} already; calibrate before that, or leave it out."
             )
         keep = stack[0].keep if stack and isinstance(stack[0], Mask) else None
-        found[name] = code_layer(layer.weight, own, noise, keep)
+        found[name] = code_layer(layer.weight, own, noise, keep, dependent=dependent, price=price)
         represent_(layer, "weight", found[name].grid.to(layer.weight.device))
     ties.share_()
     return coded, found
+
+
+def _octaves(logs: Tensor, middle: float) -> Tensor:
+    """2^(logs + middle), the differences from their mean rounded to quarters, one number where they are all alike."""
+    mean = float(logs.mean())
+    unit = _COARSE / 16
+    rounded = torch.round((logs - mean) / unit) * unit
+    base = float(exponents_of(torch.tensor(2.0 ** (mean + middle)))) / 16
+    if not bool((rounded - rounded[:1]).any()):
+        rounded = rounded[:1]
+    return steps_of(torch.round((rounded + base) * 16))
+
+
+def _of_mean_1(moments: Tensor) -> Tensor:
+    return moments / moments.diagonal().mean().clamp_min(1e-30)
 
 
 class CalibratedCoding(Stage):
@@ -180,26 +258,54 @@ class CalibratedCoding(Stage):
     noise: float | None = Field(
         default=None, gt=0, description="how coarse the grids are instead; nothing is searched then"
     )
-    samples: int = Field(default=1024, ge=2, description="training samples to calibrate on; labels are not looked at")
-    vector_bits: int = Field(default=10, ge=2, le=15, description="bits of biases and norms, one step for each vector")
+    samples: int = Field(
+        default=1024,
+        ge=0,
+        description="training samples to calibrate on; labels are not looked at; 0: none, without feedback",
+    )
+    dependent: bool = Field(
+        default=True, description="dependent (trellis-coded) quantization: some 10 % smaller, slower to write"
+    )
+    price: float = Field(
+        default=0.0,
+        ge=0,
+        description="of a bit, in squared steps, where roundings are chosen by rate and distortion; 0.05 is much",
+    )
+    vector_bits: int | None = Field(
+        default=None,
+        ge=2,
+        le=15,
+        description="bits of biases and norms, one step for each vector; if nothing is said, 10, and 12 without samples",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         given = [name for name in ("divergence", "max_bytes", "noise") if getattr(self, name) is not None]
         if len(given) > 1:
             raise SettingError(f"calibrated-coding: {' and '.join(given)} are given; only one can decide.")
+        if self.samples == 1:
+            raise SettingError(
+                "calibrated-coding: samples must be 0, for none, or at least 2: some check what others chose."
+            )
         return self
 
     def apply(self, bench: Workbench) -> None:
-        before, stayed = fold_batch_norms(bench.network)
-        before.to(bench.accelerator.device).eval()
-        for name in stayed:
-            bench.warn(
-                f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
-            )
-        batches = bench.samples("calibration", self.samples)
-        generator = torch.Generator().manual_seed(bench.seed)
-        statistics = layer_statistics(before, batches, classes=bench.task.is_classification, generator=generator)
+        network = bench.network.to(bench.accelerator.device).eval()
+        if self.samples:
+            before, stayed = fold_batch_norms(network)
+            for name in stayed:
+                bench.warn(
+                    f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
+                )
+            batches = bench.samples("calibration", self.samples)
+            generator = torch.Generator().manual_seed(bench.seed)
+            statistics = layer_statistics(before, batches, classes=bench.task.is_classification, generator=generator)
+        else:
+            bench.warn("no samples: without feedback and bias correction the file is about a third larger")
+            before, settled = settled_batch_norms(network)
+            if settled:
+                bench.warn("batch norms became scales and shifts; a training after this stage would begin far off")
+            batches, statistics = [], statistics_without_inputs(before)
         search = _Search(self, bench, before, batches, statistics)
         noise = self.noise if self.noise is not None else float(bench.decide("noise", search.found))
         bench.network, coded, named = search.coded(noise)
@@ -207,11 +313,9 @@ class CalibratedCoding(Stage):
             bench.warn(f"{name} belongs to no layer of torch.nn; it stays float32 in the file")
         for name, layer in coded.items():
             if layer.repaired:
-                bench.warn(
-                    f"{name}: feedback did worse than plain rounding on samples held out, so it is rounded plainly"
-                )
+                bench.warn(f"{name}: feedback did worse than none on samples held out, so it is rounded without")
         bench.facts["noise"] = noise
-        bench.facts["change of each layer against plain rounding"] = {
+        bench.facts["change of each layer against no feedback"] = {
             name: layer.change / max(layer.rounded_change, 1e-30)
             for name, layer in coded.items()
             if layer.change is not None and layer.rounded_change is not None
@@ -235,9 +339,13 @@ class _Search:
 
     def coded(self, noise: float) -> tuple[Network, dict[str, CodedLayer], list[str]]:
         """The network as it will be saved, its layers, and what stays float32."""
-        network, layers = code_network(self.before, self.statistics, noise)
-        correct_biases_(self.plain, network, self.batches)
-        return network, layers, quantize_vectors_(network, self.stage.vector_bits)
+        network, layers = code_network(
+            self.before, self.statistics, noise, dependent=self.stage.dependent, price=self.stage.price
+        )
+        if self.batches:
+            correct_biases_(self.plain, network, self.batches)
+        bits = self.stage.vector_bits or (10 if self.batches else 12)
+        return network, layers, quantize_vectors_(network, bits)
 
     def found(self) -> float:
         """The noise that comes nearest to the limit without passing it. Raises: SettingError: none that was tried keeps it."""

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 from pydantic import Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from penjing import architecture, data, distillation, dynamic, pruning, quantization
@@ -98,7 +100,9 @@ class Recipe(Settings):
     label = "recipe"
     name: str = Field(default="run", pattern=NAME_PATTERN, description="what the artifact is called")
     data: dict[str, Any] = Field(description="a data set's name, or {name: ..., settings}")
-    model: dict[str, Any] = Field(description="package.module:function or a .pj file, or {function: ..., settings}")
+    model: dict[str, Any] = Field(
+        description="package.module:function or a .pj file, or {function: ..., weights: FILE.safetensors, settings}"
+    )
     stages: tuple[Any, ...] = Field(min_length=1, description="in order, see `penjing stages`")
     budget: Budget | None = Field(default=None, description="limits")
     threads: int | None = Field(default=None, ge=1, description="for training; small networks are fastest with 1")
@@ -188,18 +192,41 @@ def load_task(settings: Mapping[str, Any], folder: str | Path | None = None) -> 
 def load_model(settings: Mapping[str, Any]) -> nn.Module:
     """The model of a recipe's `model`: package.module:function called with the settings, or an artifact.
 
-    Raises: SettingError: no such function, or it does not return a module. ArtifactError: no sound file.
+    With `weights` the model gets those of a file of safetensors.
+    Raises: SettingError: no such function, or it does not return a module, or the weights are not this model's.
+        ArtifactError: no sound file.
     """
-    rest = {key: value for key, value in settings.items() if key != "function"}
+    rest = {key: value for key, value in settings.items() if key not in ("function", "weights")}
     name = str(settings.get("function", ""))
     if name.endswith(".pj"):
-        if rest:
-            raise SettingError(f"model: {name} is a file and has no settings, got {', '.join(rest)}.")
+        if len(settings) > 1:
+            others = ", ".join(key for key in settings if key != "function")
+            raise SettingError(f"model: {name} is a file and has no settings, got {others}.")
         return load(name, for_training=True)
     found = _call(import_function(name, "model"), rest, f"model: {name}")
     if not isinstance(found, nn.Module):
         raise SettingError(f"model: {name} must return a torch.nn.Module, got {type(found).__name__}.")
+    if "weights" in settings:
+        _load_weights(found, Path(settings["weights"]))
     return found
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SettingError(f"model: weights: {path} cannot be read as safetensors ({error}).") from None
+    counters = {name for name, _ in model.named_buffers() if name.endswith("num_batches_tracked")}
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise SettingError(f"model: weights: {path} does not fit: {str(error).splitlines()[-1].strip()}") from None
+    missing = [name for name in missing if name not in counters]
+    if missing or unknown:
+        raise SettingError(
+            f"model: weights: {path} must have the tensors of the model. It lacks {', '.join(missing[:3]) or 'none'}, and "
+            f"the model does not know {', '.join(unknown[:3]) or 'none'}."
+        )
 
 
 def import_function(name: str, where: str, known: Mapping[str, Any] | None = None) -> Callable[..., Any]:

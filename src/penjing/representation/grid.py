@@ -19,7 +19,8 @@ class Grid(Representation):
 
     The steps are one tensor of as many dimensions as the weight, in which each entry serves a block of it: size 1 in all
     dimensions is one step for the tensor, (out, 1, 1, 1) one for each filter, (out, in / 64) one for each 64 inputs of each
-    output. They are kept as powers of two to the 16th part (`steps`), with the gradient of the identity.
+    output. They are kept as powers of two to the 16th part (`steps`), with the gradient of the identity. With `columns` a step
+    is the product of two: (out, 1) and (1, in) are steps for rows and columns without a number for each pair.
 
     With `follow` the original is trained too and the codes are computed from it in every pass:
         code = round(clip(original / step + zero, low, high)),
@@ -30,6 +31,7 @@ class Grid(Representation):
         codes: integers, shape of the weight, magnitude up to 32767.
         steps: float32, > 0, see above.
         zero: integers, shape of `steps`: the code of 0.0; None: 0 (symmetric).
+        columns: float32, > 0, laid out as `steps`, and not trained; None: 1.
         low, high: the smallest and the largest code there may be; None: of what there are.
         follow: see above.
     Raises: SettingError: codes out of range, or steps that do not fit the weight.
@@ -39,6 +41,7 @@ class Grid(Representation):
     kind: ClassVar[str] = "grid"
     codes: Tensor
     zero: Tensor | None
+    columns: Tensor | None
 
     def __init__(
         self,
@@ -46,20 +49,15 @@ class Grid(Representation):
         steps: Tensor,
         *,
         zero: Tensor | None = None,
+        columns: Tensor | None = None,
         low: int | None = None,
         high: int | None = None,
         follow: bool = False,
     ) -> None:
         super().__init__()
-        if codes.dim() != steps.dim() or any(
-            not (n == 0 or 1 <= s <= n) for n, s in zip(codes.shape, steps.shape, strict=False)
-        ):
-            raise SettingError(
-                f"grid: steps must have the weight's dimensions, each of size 1 up to the weight's; the weight is "
-                f"{tuple(codes.shape)}, the steps are {tuple(steps.shape)}."
-            )
-        if not (bool(torch.isfinite(steps).all()) and bool((steps > 0).all())):
-            raise SettingError("grid: steps must be finite and above 0.")
+        _check_steps(codes, steps)
+        if columns is not None:
+            _check_steps(codes, columns)
         smallest, largest = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
         self.low = smallest if low is None else low
         self.high = largest if high is None else high
@@ -70,6 +68,7 @@ class Grid(Representation):
         narrow = self.low >= -128 and self.high < 128
         self.register_buffer("codes", codes.to(torch.int8 if narrow else torch.int16).clone())
         self.register_buffer("zero", None if zero is None else zero.to(torch.int16).clone())
+        self.register_buffer("columns", None if columns is None else steps_of(exponents_of(columns)))
         self.steps = nn.Parameter(steps.detach().float().clone())
         self.follow = follow
 
@@ -99,13 +98,17 @@ class Grid(Representation):
         self.follow = False
 
     def sliced(self, dim: int, keep: Tensor) -> Self:
+        def kept(values: Tensor | None) -> Tensor | None:
+            """After a cut, blocks need not be of one size: each index gets its own step."""
+            if values is None or values.shape[dim] == 1:
+                return values
+            return _repeated(values, dim, self.codes.shape[dim]).index_select(dim, keep.to(values.device))
+
         codes = self.codes.index_select(dim, keep.to(self.codes.device))
-        steps, zero = self.steps.detach(), self.zero
-        if steps.shape[dim] > 1:  # after a cut, blocks need not be of one size: each index gets its own step
-            steps = _repeated(steps, dim, self.codes.shape[dim]).index_select(dim, keep.to(steps.device))
-            if zero is not None:
-                zero = _repeated(zero, dim, self.codes.shape[dim]).index_select(dim, keep.to(zero.device))
-        return type(self)(codes, steps, zero=zero, low=self.low, high=self.high, follow=self.follow)
+        steps, zero, columns = kept(self.steps.detach()), kept(self.zero), kept(self.columns)
+        assert steps is not None
+        ends = {"low": self.low, "high": self.high}
+        return type(self)(codes, steps, zero=zero, columns=columns, follow=self.follow, **ends)
 
     @property
     def bits_per_weight(self) -> float:
@@ -114,7 +117,21 @@ class Grid(Representation):
     def _spread(self) -> tuple[Tensor, Tensor | float]:
         """The step and the code of 0.0 of every weight, or what broadcasts to that."""
         steps = spread(self.stored_steps(), self.codes.shape)
+        if self.columns is not None:
+            steps = steps * spread(self.columns, self.codes.shape)
         return steps, 0.0 if self.zero is None else spread(self.zero.to(steps.dtype), self.codes.shape)
+
+
+def _check_steps(codes: Tensor, steps: Tensor) -> None:
+    if codes.dim() != steps.dim() or any(
+        not (n == 0 or 1 <= s <= n) for n, s in zip(codes.shape, steps.shape, strict=False)
+    ):
+        raise SettingError(
+            f"grid: steps must have the weight's dimensions, each of size 1 up to the weight's; the weight is "
+            f"{tuple(codes.shape)}, the steps are {tuple(steps.shape)}."
+        )
+    if not (bool(torch.isfinite(steps).all()) and bool((steps > 0).all())):
+        raise SettingError("grid: steps must be finite and above 0.")
 
 
 def spread(values: Tensor, shape: Sequence[int]) -> Tensor:

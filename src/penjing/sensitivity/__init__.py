@@ -1,10 +1,10 @@
 """How much the loss, or the answer, depends on each weight. What pruning and quantization both ask."""
 
-from penjing.sensitivity.answer_information import answer_information
 from penjing.sensitivity.covariance import input_covariances
 from penjing.sensitivity.evidence import Evidence, Weights
 from penjing.sensitivity.first_order import mean_gradient
 from penjing.sensitivity.fisher import fisher_information
+from penjing.sensitivity.gradient_moments import GradientMoments, gradient_moments
 from penjing.sensitivity.hessian import diagonal_hessian
 from penjing.sensitivity.inputs import input_mean_squares
 from penjing.sensitivity.layer_weights import layer_weights, weighted_layers
@@ -15,11 +15,12 @@ from penjing.sensitivity.synaptic_intelligence import SynapticIntelligence, path
 
 __all__ = [
     "Evidence",
+    "GradientMoments",
     "SynapticIntelligence",
     "Weights",
-    "answer_information",
     "diagonal_hessian",
     "fisher_information",
+    "gradient_moments",
     "input_covariances",
     "input_mean_squares",
     "layer_weights",

@@ -52,6 +52,11 @@ def input_covariances(network: Network, batches: Iterable[Batch]) -> dict[str, T
     return {name: total / n for name, total in totals.items()}
 
 
+def input_windows(layer: nn.Module) -> int:
+    """How many groups of inputs a layer has, each with second moments of its own; 0: it is of another kind."""
+    return int(getattr(layer, "groups", 1)) if isinstance(layer, _WITH_COVARIANCE) else 0
+
+
 def _windows(layer: Any, x: Tensor) -> Tensor:
     """All that outputs are computed from, (groups, weights of an output, uses)."""
     if isinstance(layer, nn.Linear):

@@ -20,14 +20,16 @@ from penjing.entropy import (
     huffman,
     read_frequencies,
     read_lengths,
+    trellis,
     write_lengths,
 )
 from penjing.errors import ArtifactError
 
-PACKED, HUFFMAN, SHARED, SHARED_SAME, OWN, CONTEXT = range(6)
+PACKED, HUFFMAN, SHARED, SHARED_SAME, OWN, CONTEXT, DEPENDENT = range(7)
 """Plain fields; Huffman; the shared range coder with a model of its own; the same with the last model of this key; a range
-coder of its own, so that a large tensor can be read without the others; the adaptive context coder. Part of the file format."""
-CODERS = ("packed", "huffman", "range", "range, same model", "range, alone", "contexts")
+coder of its own, so that a large tensor can be read without the others; the adaptive context coder; the same for indices of
+dependent quantization. Part of the file format."""
+CODERS = ("packed", "huffman", "range", "range, same model", "range, alone", "contexts", "dependent, contexts")
 OWN_FROM = 1 << 15
 _CONTEXT_FROM = 32
 _MOST = 256
@@ -45,7 +47,7 @@ class Codes:
     def __init__(self, codes: np.ndarray, ranks: np.ndarray, key: int | None = None) -> None:
         self.shape, self.ranks, self.k, self.key = codes.shape, ranks, len(ranks), key
         self.flat = codes.reshape(-1).astype(np.int32)
-        self._contexts: bytes | None = None
+        self._contexts: dict[bool, bytes] = {}
 
     def variant(self, sink: Sink) -> int:
         """The shortest way."""
@@ -62,7 +64,9 @@ class Codes:
             lengths = code_lengths(counts)
             n_bits[HUFFMAN] = 8 * math.ceil(huffman.payload_bits(counts, lengths) / 8) + 4 * k
         if n >= _CONTEXT_FROM:
-            n_bits[CONTEXT] = 8 * len(self._in_contexts()) + 16
+            n_bits[CONTEXT] = 8 * len(self._in_contexts(False)) + 16
+            if trellis.indices(self._matrix()) is not None:
+                n_bits[DEPENDENT] = 8 * len(self._in_contexts(True)) + 16
         return min(n_bits, key=lambda way: (n_bits[way], way))
 
     def write(self, variant: int, sink: Sink) -> None:
@@ -75,8 +79,8 @@ class Codes:
             lengths = code_lengths(count(self.flat, self.k))
             write_lengths(sink.heads, lengths)
             self._blob(huffman.encode(self.flat, lengths), sink)
-        elif variant == CONTEXT:
-            self._blob(self._in_contexts(), sink)
+        elif variant in (CONTEXT, DEPENDENT):
+            self._blob(self._in_contexts(variant == DEPENDENT), sink)
         elif variant == SHARED_SAME:
             assert self.key is not None
             sink.stream.encode(self.flat, sink.models[self.key])
@@ -92,10 +96,13 @@ class Codes:
                 own.encode(self.flat, model.freqs)
                 self._blob(own.finish(), sink)
 
-    def _in_contexts(self) -> bytes:
-        if self._contexts is None:
-            self._contexts = context_coder.encode(self.ranks[self.flat].reshape(_matrix_shape(self.shape)))
-        return self._contexts
+    def _matrix(self) -> np.ndarray:
+        return self.ranks[self.flat].reshape(_matrix_shape(self.shape))
+
+    def _in_contexts(self, dependent: bool) -> bytes:
+        if dependent not in self._contexts:
+            self._contexts[dependent] = context_coder.encode(self._matrix(), dependent=dependent)
+        return self._contexts[dependent]
 
     @staticmethod
     def _blob(payload: bytes, sink: Sink) -> None:
@@ -121,8 +128,9 @@ class LocatedCodes:
         self._read: Callable[[], np.ndarray]
         if variant == PACKED:
             self._read = partial(_unpacked, source.blobs.take(math.ceil(n * width(k) / 8)), n, k)
-        elif variant == CONTEXT:
-            self._read = partial(_from_contexts, source.blobs.take(source.heads.uvarint()), _matrix_shape(shape), ranks)
+        elif variant in (CONTEXT, DEPENDENT):
+            blob = source.blobs.take(source.heads.uvarint())
+            self._read = partial(_from_contexts, blob, _matrix_shape(shape), ranks, variant == DEPENDENT)
         elif k > _MOST or variant not in (HUFFMAN, SHARED, SHARED_SAME, OWN):
             raise ArtifactError("artifact: codes are written in a way that this version of penjing does not know.")
         elif variant == HUFFMAN:
@@ -187,8 +195,8 @@ def _alone(blob: Blob, n: int, freqs: np.ndarray) -> np.ndarray:
     return RangeDecoder(blob.read()).decode(n, freqs)
 
 
-def _from_contexts(blob: Blob, shape: tuple[int, int], ranks: np.ndarray) -> np.ndarray:
-    steps = context_coder.decode(blob.read(), *shape).reshape(-1).astype(np.int32) - ranks.min()
+def _from_contexts(blob: Blob, shape: tuple[int, int], ranks: np.ndarray, dependent: bool) -> np.ndarray:
+    steps = context_coder.decode(blob.read(), *shape, dependent=dependent).reshape(-1).astype(np.int32) - ranks.min()
     if steps.size and not 0 <= int(steps.min()) <= int(steps.max()) < len(ranks):
         raise ArtifactError("artifact: a code is outside of its table.")
     return np.argsort(ranks, kind="stable").astype(np.int32)[steps]

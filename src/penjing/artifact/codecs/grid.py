@@ -15,10 +15,12 @@ from penjing.representation import Grid, Representation
 from penjing.representation.grid import MAX_CODE
 from penjing.representation.steps import LARGEST, SMALLEST, exponents_of, steps_of
 
+_WHAT = "steps or zeros of a grid"
+
 
 class GridCodec(Codec):
-    """Head: low (signed); high - low and whether there are zeros; the number of steps along each dimension; their exponents,
-    and the zeros; the head of the codes.
+    """Head: low (signed); high - low, whether there are steps for columns, whether there are zeros; the number of steps along
+    each dimension; their exponents; the same for columns; the zeros; the head of the codes.
     """
 
     kind: ClassVar[str] = "grid"
@@ -29,10 +31,10 @@ class GridCodec(Codec):
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
         grid = _grid(stack)
         sink.heads.svarint(grid.low)
-        sink.heads.uvarint(2 * (grid.high - grid.low) + (grid.zero is not None))
-        for size in grid.steps.shape:
-            sink.heads.uvarint(size)
-        write_integers(sink, exponents_of(grid.steps))
+        sink.heads.uvarint(4 * (grid.high - grid.low) + 2 * (grid.columns is not None) + (grid.zero is not None))
+        _write_steps(sink, grid.steps)
+        if grid.columns is not None:
+            _write_steps(sink, grid.columns)
         if grid.zero is not None:
             write_integers(sink, grid.zero)
         _codes(grid).write(variant, sink)
@@ -40,21 +42,20 @@ class GridCodec(Codec):
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         heads = source.heads
         low = heads.svarint()
-        span, has_zero = divmod(heads.uvarint(), 2)
+        span, flags = divmod(heads.uvarint(), 4)
+        has_columns, has_zero = divmod(flags, 2)
         high = low + span
         if not -MAX_CODE <= low <= high <= MAX_CODE:
             raise ArtifactError(f"artifact: the codes of a grid reach from {low} to {high}; +-{MAX_CODE} is possible.")
-        sizes = tuple(heads.uvarint() for _ in shape)
-        if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
-            raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
-        exponents = read_integers(source, sizes, SMALLEST, LARGEST)
-        zero = read_integers(source, sizes, -MAX_CODE, MAX_CODE) if has_zero else None
+        steps = _read_steps(source, shape)
+        columns = _read_steps(source, shape) if has_columns else None
+        zero = read_integers(source, tuple(steps.shape), -MAX_CODE, MAX_CODE, _WHAT) if has_zero else None
         found = LocatedCodes(shape, np.arange(low, high + 1, dtype=np.int32), variant, source)
 
         def decode() -> Decoded:
             codes, n_bits = found.decode()
             index = torch.from_numpy((codes + low).astype(np.int16)).reshape(shape)
-            grid = Grid(index, steps_of(exponents), zero=zero, low=low, high=high)
+            grid = Grid(index, steps, zero=zero, columns=columns, low=low, high=high)
             with torch.no_grad():
                 value = grid(torch.empty(0))
             return Decoded(value, grid, None, n_bits, n_bits if found.in_stream else 0.0)
@@ -71,3 +72,17 @@ def _grid(stack: Sequence[Representation]) -> Grid:
 def _codes(grid: Grid) -> Codes:
     steps = np.arange(grid.low, grid.high + 1, dtype=np.int32)
     return Codes(grid.codes.cpu().numpy().astype(np.int32) - grid.low, steps)
+
+
+def _write_steps(sink: Sink, steps: Tensor) -> None:
+    for size in steps.shape:
+        sink.heads.uvarint(size)
+    write_integers(sink, exponents_of(steps))
+
+
+def _read_steps(source: Source, shape: tuple[int, ...]) -> Tensor:
+    """Raises: ArtifactError: steps that a weight of this shape cannot have."""
+    sizes = tuple(source.heads.uvarint() for _ in shape)
+    if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
+        raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
+    return steps_of(read_integers(source, sizes, SMALLEST, LARGEST, _WHAT))

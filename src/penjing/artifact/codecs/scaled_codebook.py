@@ -32,7 +32,7 @@ class ScaledCodebookCodec(Codec):
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         if not shape:
             raise ArtifactError("artifact: a single number has no scales for its outputs.")
-        exponents = read_integers(source, shape[:1], SMALLEST, LARGEST)
+        exponents = read_integers(source, shape[:1], SMALLEST, LARGEST, "scales of a codebook")
         inner = _CODEBOOK.locate(shape, variant, source)
 
         def decode() -> Decoded:
