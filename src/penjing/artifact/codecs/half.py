@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from penjing.artifact.codecs.codec import Codec, Decoded, Located, Sink, Source
@@ -44,4 +45,4 @@ class HalfCodec(Codec):
             value = found.decode().value.float()
             return Decoded(value, Half(_FORMATS[variant]), value)
 
-        return Located(found.dtype, found.coder, decode)
+        return Located(torch.float32, found.coder, decode)
