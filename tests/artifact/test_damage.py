@@ -360,7 +360,7 @@ def test_damage_of_any_network_is_refused_or_harmless(name: str, build: Callable
     network = build(name)
     content = encode(network)
     packed = write_graph(network)
-    graph = manifest._unpack(packed)
+    graph = manifest.unpack_bytes(packed, manifest._MAX_MANIFEST)
     reader = ByteReader(content[4:-4])
     n_graph, n_heads, n_stream = (reader.uvarint() for _ in range(3))
     assert reader.raw(n_graph) == packed

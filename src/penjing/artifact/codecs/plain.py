@@ -76,7 +76,8 @@ class Constant(Codec):
         # nearly always the first few tell
         starts = (0, *range(64, len(data), _CHUNK))
         return len(data) > 0 and all(
-            bool((data[start:end] == data[0]).all()) for start, end in zip(starts, (*starts[1:], len(data)), strict=True)
+            bool((data[start:end] == data[0]).all())
+            for start, end in zip(starts, (*starts[1:], len(data)), strict=True)
         )
 
     def variant(self, value: Tensor, stack: Sequence[Representation], sink: Sink) -> int:
