@@ -158,7 +158,7 @@ def measure(gigabytes: float, folder: Path) -> list[dict[str, Any]]:
         allowed = 3 * largest + ALLOWED
         print(
             f"{size / 1e9:5.2f} GB  {name:9s} {row['packed'] / 1e9:5.2f} GB   "
-            f"pack {there['seconds']:6.1f} s ({there['processor_seconds']:5.1f} of the processor) {there['memory'] / 1e6:6.0f} MB  "
+            f"pack {there['seconds']:6.1f} s ({there['processor_seconds']:5.1f} of processor) {there['memory'] / 1e6:6.0f} MB  "
             f"unpack {again['seconds']:6.1f} s ({again['processor_seconds']:6.1f}) {again['memory'] / 1e6:7.0f} MB   "
             f"allowed {allowed / 1e6:.0f} MB{'' if max(there['memory'], again['memory']) <= allowed else '   TOO MUCH'}",
             flush=True,

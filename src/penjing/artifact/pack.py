@@ -1,5 +1,6 @@
 """A checkpoint of tensors by name as a file, without a network; tensor by tensor, so that it may be larger than memory."""
 
+import json
 import math
 import struct
 import tempfile
@@ -29,6 +30,7 @@ from penjing.entropy import context_coder
 from penjing.errors import ArtifactError, SettingError
 from penjing.files import written_atomically
 from penjing.representation.grid import MAX_CODE
+from penjing.representation.half import FORMATS
 from penjing.representation.steps import LARGEST, PER_OCTAVE, SMALLEST, exponents_of, steps_of
 from penjing.settings import Settings
 
@@ -105,7 +107,7 @@ def pack(
         tensors = Tensors(
             {name: tuple(checkpoint.get_slice(name).get_shape()) for name in names},
             {name: _value(checkpoint, name, source).dtype for name in names},
-            checkpoint.metadata() or {},
+            _remarks(Path(source)),
         )
         listing = LISTING + write_tensors(tensors)  # what cannot be listed is refused before anything is written
         report = Packed(len(names), sum(map(math.prod, tensors.shapes.values())), Path(source).stat().st_size)
@@ -188,13 +190,14 @@ def _write_half(value: Tensor, sink: _Spooled) -> float:
     """Returns: the relative error."""
     rows = value.reshape(len(value), -1)
     _largest(rows)
-    stored = rows.to(torch.float16)
-    if bool(torch.isinf(stored).any()):
-        stored = rows.to(torch.bfloat16)
-    variant = HALVES.index(str(stored.dtype).removeprefix("torch."))
+    errors = [
+        _relative_error((rows[at].float(), rows[at].to(FORMATS[half]).float()) for at in _blocks(rows))
+        for half in HALVES
+    ]
+    variant = int(np.argmin(errors))  # float16, but for very large or very small numbers
     sink.heads.raw(bytes([CODEC_OF["half"] | variant << 4]))
-    _write_planes(stored, sink)
-    return _relative_error((rows[at].float(), stored[at].float()) for at in _blocks(rows))
+    _write_planes(rows.to(FORMATS[HALVES[variant]]), sink)
+    return errors[variant]
 
 
 def _write_grid(value: Tensor, sink: _Spooled, packing: Packing) -> float:
@@ -227,13 +230,22 @@ def _exponents(rows: Tensor, packing: Packing) -> Tensor:
     largest = _largest(rows)
     if packing.bits is not None:
         high = 2 ** (packing.bits - 1) - 1
-        wanted = torch.log2(largest.double() / high) * PER_OCTAVE - 1e-6
-        return torch.where(largest > 0, wanted.ceil().clamp(SMALLEST, LARGEST), 0).to(torch.int16)[:, None]
+        wanted = torch.where(largest > 0, largest.double() / high, 1.0)
+        _check_steps(wanted)
+        return (torch.log2(wanted) * PER_OCTAVE - 1e-6).ceil().clamp(max=LARGEST).to(torch.int16)[:, None]
     assert packing.step is not None
-    exponents = exponents_of(torch.tensor([[packing.step * _deviation(rows)]]))
+    step = torch.tensor([[packing.step * _deviation(rows)]], dtype=torch.float64)
+    _check_steps(step)
+    exponents = exponents_of(step)
     if float(largest.max()) > MAX_CODE * float(steps_of(exponents)):
         raise _NotRoundedError(f"its largest number is more than {MAX_CODE} steps from 0")
     return exponents
+
+
+def _check_steps(steps: Tensor) -> None:
+    least = float(steps_of(torch.tensor(SMALLEST)))
+    if float(steps.min()) < least:
+        raise _NotRoundedError(f"it needs steps of less than {least:.1e}, the smallest that a file has")
 
 
 def _largest(rows: Tensor) -> Tensor:
@@ -290,6 +302,13 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from None
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file. Give the path of a safetensors file.") from None
+
+
+def _remarks(path: Path) -> dict[str, str]:
+    """What a sound file says about itself, in its order; the library has them in another one each time."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return dict(header.get("__metadata__") or {})
 
 
 def _value(checkpoint: Any, name: str, path: str | Path) -> Tensor:
