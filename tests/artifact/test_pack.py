@@ -251,7 +251,7 @@ def _list(*records: bytes, n: int | None = None, end: bytes = b"\0") -> bytes:
         (_list(n=1 << 40), "has 1099511627776 tensors; at most 65536"),
         (_list(_record("a", (1 << 40, 1 << 40))), "cannot have the shape"),
         (_list(_record("a", (0, 1 << 40, 1 << 40))), "cannot have the shape"),
-        (_list(_record("a", (1 << 30,))), "may hold 67108864 numbers, this one would hold 1073741824"),
+        (_list(_record("a", (1 << 30,))), "may hold 33554432 numbers, this one would hold 1073741824"),
         (_list(_record("a", (2,)), _record("a", (2,))), "there twice"),
         (_list(_record("a", (1,) * 65)), "has 65 dimensions"),
         (_list(_record("a\x1b[2J", (1,))), "has no name"),

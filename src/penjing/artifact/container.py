@@ -12,7 +12,7 @@
 A file is sound or refused. Nothing in it is executed; modules come from an allow-list; shapes come from the modules' settings,
 those of tensors outside modules from the graph.
 A tensor whose symbols are certain takes no bytes however large it is, so sizes are bounded before anything is allocated:
-all tensors together have at most 64 elements for each byte of the file, which counts as at least 1 MiB. (A weight that is
+all tensors together have at most 64 elements for each byte of the file, which counts as at least 512 KiB. (A weight that is
 written in 1/64 of a bit is beyond what pruning and clustering together reach.)
 """
 
@@ -37,7 +37,7 @@ from penjing.representation import representations
 
 MAGIC = b"\x8ePJ"
 VERSION = 1
-_ELEMENTS_PER_BYTE, _LEAST_BYTES = 64, 1 << 20
+_ELEMENTS_PER_BYTE, _LEAST_BYTES = 64, 1 << 19
 CODEC_OF = {codec.kind: number for number, codec in enumerate(CODECS)}
 SAME = CODEC_OF["same"]
 LISTING = b"\x02"
