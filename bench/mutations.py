@@ -4,10 +4,10 @@
 
 The golden files, which hold every codec, coder, module and operation, are changed: bytes of the whole file, with the checksum
 as it was; or of the graph (unpacked), the heads, the stream, the blobs, with all lengths and the checksum right again: bits
-flipped, bytes set, inserted, deleted, repeated; numbers made huge; parts of other files put in; sections swapped. What can still
-be read is read completely, plainly or for training. Every file may take one second of the processor and `MOST_MEMORY` above
-what the interpreter had; an audit hook stops what would execute, import or connect. Processes of their own do the work, so that
-a crash is seen.
+flipped, bytes set, inserted, deleted, repeated; numbers made huge; parts of other files put in; sections swapped. What can
+still be read is read completely, plainly or for training. Every file may take one second of the processor and `MOST_MEMORY`
+above what the interpreter had; an audit hook stops what would execute, import or connect. Processes of their own do the work,
+so that a crash is seen.
 """
 
 import argparse
@@ -266,7 +266,8 @@ def main() -> None:
         print(f"--- number {defect['number']}, {defect['what']}\n{defect['error']}")
     print(
         f"{given.count} files, seed {given.seed}: {outcomes['refused']} refused, {outcomes['sound']} sound, "
-        f"{len(defects)} defects; slowest {slowest[0]:.2f} s (number {slowest[1]}), most memory {largest[0] / 1e6:.0f} MB (number {largest[1]})"
+        f"{len(defects)} defects; slowest {slowest[0]:.2f} s (number {slowest[1]}), "
+        f"most memory {largest[0] / 1e6:.0f} MB (number {largest[1]})"
     )
     if given.json:
         machine = {"machine": platform.machine(), "python": platform.python_version(), "cpus": os.cpu_count()}

@@ -221,7 +221,7 @@ def _write_grid(value: Tensor, sink: _Spooled, packing: Packing) -> float:
         raise _NotRoundedError("so few bits a number would be refused as a decompression bomb; take a smaller step")
     sink.heads.raw(bytes([CODEC_OF["grid"] | CONTEXT << 4]))
     sizes = (len(steps), *[1] * (value.dim() - 1))
-    GridCodec.write_encoded(data, int(codes.min()), int(codes.max()), exponents.reshape(sizes), sink)
+    GridCodec.write_encoded(data, int(codes.min()), int(codes.max()), steps.reshape(sizes), sink)
     return error
 
 

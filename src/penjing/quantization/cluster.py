@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms, push_biases, select
+from penjing.quantization.roundable import check_roundable
 from penjing.representation import Codebook, Mask, Ties, named_weights, represent_, representations
 from penjing.training import Fit, Part, TrainedStage, Workbench
 
@@ -123,6 +124,7 @@ def cluster_network(
         belong to no layer (of weight norm, of a module's own formula), by name.
     """
     network, stayed = fold_batch_norms(network)
+    check_roundable(network, "cluster")
     network, _ = push_biases(network)
     counts = dict.fromkeys(network.layers(), codes)
     for pattern, k in (layers or {}).items():

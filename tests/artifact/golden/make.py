@@ -21,14 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from penjing.artifact import Artifact, Packing, encode, open_artifact, pack
-from penjing.artifact.codecs.codes import CONTEXT, HUFFMAN, OWN, PACKED, SHARED, SHARED_SAME, Codes
+from penjing.artifact.codecs.codes import CONTEXT, DEPENDENT, HUFFMAN, OWN, PACKED, SHARED, SHARED_SAME, Codes
 from penjing.graph import Network, Node
 from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import INPUT, MODULE, OUTPUT
 from penjing.graph.ops import OPERATIONS
 from penjing.quantization import Scheme, quantize_
 from penjing.quantization.cluster import cluster_
-from penjing.representation import Half, Mask, represent_
+from penjing.quantization.error_feedback import rounded_with_feedback
+from penjing.representation import Grid, Half, Mask, represent_
 
 FOLDER = Path(__file__).parent
 _SETTINGS: dict[str, Any] = {
@@ -87,7 +88,11 @@ def _grids() -> bytes:
         if i == 3:
             represent_(layer, "weight", Mask(torch.rand(12, 8) < 0.5))
         quantize_(layer, "weight", scheme)
-    with _written([PACKED, HUFFMAN, SHARED, OWN, CONTEXT]):
+    layers["l5"] = nn.Linear(8, 12, bias=False)
+    codes = rounded_with_feedback(torch.randn(12, 8).double(), torch.tensor(0.2), torch.eye(8), dependent=True)
+    columns = 2.0 ** torch.randint(-2, 3, (1, 8))
+    represent_(layers["l5"], "weight", Grid(codes, torch.full((12, 1), 0.25), columns=columns))
+    with _written([PACKED, HUFFMAN, SHARED, OWN, CONTEXT, DEPENDENT]):
         return encode(_chain(dict(layers)))
 
 

@@ -69,9 +69,7 @@ class GridCodec(Codec):
         return Located(torch.float32, CODERS[variant], decode)
 
 
-def _write_head(
-    sink: Sink, low: int, high: int, steps: Tensor, columns: Tensor | None, zero: Tensor | None
-) -> None:
+def _write_head(sink: Sink, low: int, high: int, steps: Tensor, columns: Tensor | None, zero: Tensor | None) -> None:
     sink.heads.svarint(low)
     sink.heads.uvarint(4 * (high - low) + 2 * (columns is not None) + (zero is not None))
     _write_steps(sink, steps)
