@@ -98,7 +98,7 @@ TWO = bytes([0, 4]) + struct.pack("<e", 1) + b"\x01\x02"
 
 
 def _grid(way: int, span: int) -> bytes:
-    return bytes([GRID | way << 4, 0, 2 * span, 1, 1, 0])
+    return bytes([GRID | way << 4, 0, 4 * span, 1, 1, 0])
 
 
 BOMBS = {
@@ -168,7 +168,7 @@ def test_an_empty_tensor_has_no_more_steps_than_numbers() -> None:
     # NumPy: a product that overflows, or all the memory there is
     graph = _records(X, ("tensor", None, b"\1t", b"\0", (0, 1 << 20, 1 << 20)), Y)
     writer = ByteWriter()
-    writer.raw(bytes([GRID, 0, 2]))
+    writer.raw(bytes([GRID, 0, 4]))
     for size in (1, 1 << 20, 1 << 20, 0):
         writer.uvarint(size)
     with pytest.raises(ArtifactError, match="cannot have 1099511627776 steps"):
