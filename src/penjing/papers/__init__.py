@@ -18,6 +18,7 @@ CLAIMS: dict[str, str] = {
     "rethinking-pruning": "rethinking_pruning",
     "iterative-vs-one-shot": "iterative_vs_one_shot",
     "neuron-vs-weight": "neuron_vs_weight",
+    "fewer-bits": "fewer_bits",
 }
 """By its word on the command line, the file of each claim."""
 
