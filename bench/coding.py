@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from penjing.artifact import decode
+from penjing.artifact import load
 from penjing.entropy import (
     RangeDecoder,
     RangeEncoder,
@@ -30,6 +30,7 @@ from penjing.entropy import (
     count,
     huffman,
 )
+from penjing.errors import PenjingError
 from penjing.representation import Codebook, Grid, named_weights, representations
 
 Coder = tuple[Callable[[np.ndarray], tuple[Any, int]], Callable[[Any, tuple[int, int]], np.ndarray]]
@@ -38,7 +39,7 @@ Coder = tuple[Callable[[np.ndarray], tuple[Any, int]], Callable[[Any, tuple[int,
 
 def matrices(path: Path) -> list[np.ndarray]:
     """The codes of a file's matrices and filters, int32, a row for each output."""
-    network = decode(path.read_bytes(), for_training=True)
+    network = load(path, for_training=True)
     found = []
     for _, owner, name in named_weights(network):
         stack = representations(owner, name)
@@ -127,7 +128,11 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for path in given.files:
-        for row in measure(path, given.repeat):
+        try:
+            measured = measure(path, given.repeat)
+        except PenjingError as error:
+            raise SystemExit(f"error {error}") from None
+        for row in measured:
             rows.append(row)
             sys.stdout.write(
                 f"{row['file']:20s} {row['coder']:9s} {row['weights']:11,} weights {row['bytes']:11,} bytes   "

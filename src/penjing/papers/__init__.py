@@ -23,6 +23,7 @@ CLAIMS: dict[str, str] = {
     "binary-connect": "binary_connect",
     "binarized-network": "binarized_network",
     "xnor-net": "xnor_net",
+    "fewer-bits": "fewer_bits",
 }
 """By its word on the command line, the file of each claim."""
 

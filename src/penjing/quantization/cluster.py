@@ -28,6 +28,7 @@ from penjing.quantization.following import (
     keep_codes_,
 )
 from penjing.quantization.kmeans import Init
+from penjing.quantization.roundable import check_roundable
 from penjing.quantization.search import Per, Search, output_scales, share_values
 from penjing.representation import (
     Codebook,
@@ -122,6 +123,7 @@ def cluster_network(
         belong to no layer (of weight norm, of a module's own formula), by name.
     """
     network, stayed = fold_batch_norms(network)
+    check_roundable(network, "cluster")
     network, _ = push_biases(network)
     counts = dict.fromkeys(network.layers(), codes)
     for pattern, k in (layers or {}).items():

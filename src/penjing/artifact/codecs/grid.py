@@ -1,5 +1,6 @@
 """Weights on a uniform grid: the steps as powers of two to the 16th part, and the codes."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -30,14 +31,21 @@ class GridCodec(Codec):
 
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
         grid = _grid(stack)
-        sink.heads.svarint(grid.low)
-        sink.heads.uvarint(4 * (grid.high - grid.low) + 2 * (grid.columns is not None) + (grid.zero is not None))
-        _write_steps(sink, grid.steps)
-        if grid.columns is not None:
-            _write_steps(sink, grid.columns)
-        if grid.zero is not None:
-            write_integers(sink, grid.zero)
+        _write_head(sink, grid.low, grid.high, grid.steps, grid.columns, grid.zero)
         _codes(grid).write(variant, sink)
+
+    @staticmethod
+    def write_encoded(data: bytes, low: int, high: int, steps: Tensor, sink: Sink) -> None:
+        """Append codes that are written in contexts already.
+
+        Args:
+            data: of the matrix of the first dimension of the tensor and all others.
+            low, high: the smallest and the largest code.
+            steps: as `Grid` has them.
+        """
+        _write_head(sink, low, high, steps, None, None)
+        sink.heads.uvarint(len(data))
+        sink.blob(data)
 
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         heads = source.heads
@@ -54,13 +62,23 @@ class GridCodec(Codec):
 
         def decode() -> Decoded:
             codes, n_bits = found.decode()
-            index = torch.from_numpy((codes + low).astype(np.int16)).reshape(shape)
+            whole = codes.astype(np.int16, copy=codes.dtype != np.uint16).view(np.int16)
+            whole += np.int16(low)
+            index = torch.from_numpy(whole).reshape(shape)
             grid = Grid(index, steps, zero=zero, columns=columns, low=low, high=high)
-            with torch.no_grad():
-                value = grid(torch.empty(0))
-            return Decoded(value, grid, None, n_bits, n_bits if found.in_stream else 0.0)
+            return Decoded(grid.values(), grid, None, n_bits, n_bits if found.in_stream else 0.0)
 
         return Located(torch.float32, CODERS[variant], decode)
+
+
+def _write_head(sink: Sink, low: int, high: int, steps: Tensor, columns: Tensor | None, zero: Tensor | None) -> None:
+    sink.heads.svarint(low)
+    sink.heads.uvarint(4 * (high - low) + 2 * (columns is not None) + (zero is not None))
+    _write_steps(sink, steps)
+    if columns is not None:
+        _write_steps(sink, columns)
+    if zero is not None:
+        write_integers(sink, zero)
 
 
 def _grid(stack: Sequence[Representation]) -> Grid:
@@ -85,4 +103,6 @@ def _read_steps(source: Source, shape: tuple[int, ...]) -> Tensor:
     sizes = tuple(source.heads.uvarint() for _ in shape)
     if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
         raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
+    if math.prod(sizes) > max(math.prod(shape), 1):  # empty, and of huge dimensions
+        raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have {math.prod(sizes)} steps.")
     return steps_of(read_integers(source, sizes, SMALLEST, LARGEST, _WHAT))

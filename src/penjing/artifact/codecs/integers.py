@@ -1,5 +1,7 @@
 """Integers that belong to a tensor, such as the steps of a grid: the middle one, and the differences from it in contexts."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def read_integers(source: Source, shape: tuple[int, ...], least: int, most: int,
         what: they are, for the message.
     Raises: ArtifactError: one is not in [least, most].
     """
-    middle, n = source.heads.svarint(), int(np.prod(shape))
+    middle, n = source.heads.svarint(), math.prod(shape)
     numbers = np.zeros(n, dtype=np.int64)
     if n > 1:
         unit = min(source.heads.uvarint(), 1 << 16)
