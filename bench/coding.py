@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from penjing.artifact import decode
+from penjing.artifact import load
 from penjing.entropy import (
     RangeDecoder,
     RangeEncoder,
@@ -40,10 +40,7 @@ Coder = tuple[Callable[[np.ndarray], tuple[Any, int]], Callable[[Any, tuple[int,
 
 def matrices(path: Path) -> list[np.ndarray]:
     """The codes of a file's matrices and filters, int32, a row for each output."""
-    try:
-        network = decode(path.read_bytes(), for_training=True)
-    except (OSError, PenjingError) as error:
-        sys.exit(f"{path}: {error}")
+    network = load(path, for_training=True)
     found = []
     for _, owner, name in named_weights(network):
         stack = representations(owner, name)
@@ -138,7 +135,11 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for path in given.files:
-        for row in measure(path, given.repeat):
+        try:
+            measured = measure(path, given.repeat)
+        except PenjingError as error:
+            raise SystemExit(f"error {error}") from None
+        for row in measured:
             rows.append(row)
             sys.stdout.write(
                 f"{row['file']:20s} {row['coder']:9s} {row['weights']:11,} weights {row['bytes']:11,} bytes   "

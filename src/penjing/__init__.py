@@ -18,7 +18,18 @@ from penjing.version import __version__
 
 if TYPE_CHECKING:
     from penjing.architecture import SeparableConvs
-    from penjing.artifact import Networks, inspect, load, load_into, load_networks, open_artifact, save
+    from penjing.artifact import (
+        Networks,
+        Packing,
+        inspect,
+        load,
+        load_into,
+        load_networks,
+        open_artifact,
+        pack,
+        save,
+        unpack,
+    )
     from penjing.distillation import Distill
     from penjing.dynamic import EarlyExits
     from penjing.errors import PenjingError
@@ -53,7 +64,10 @@ _HOME = {
     "load_into": "artifact",
     "load_networks": "artifact",
     "open_artifact": "artifact",
+    "Packing": "artifact",
+    "pack": "artifact",
     "save": "artifact",
+    "unpack": "artifact",
     "Distill": "distillation",
     "EarlyExits": "dynamic",
     "PenjingError": "errors",
@@ -107,6 +121,7 @@ __all__ = [
     "Metric",
     "Network",
     "Networks",
+    "Packing",
     "Part",
     "PenjingError",
     "PruneBlocks",
@@ -135,6 +150,7 @@ __all__ = [
     "load_into",
     "load_networks",
     "open_artifact",
+    "pack",
     "prune_channels",
     "read_recipe",
     "reproduce",
@@ -142,6 +158,7 @@ __all__ = [
     "sensitivity_scan",
     "soft_target_loss",
     "trace",
+    "unpack",
 ]
 
 

@@ -26,9 +26,19 @@ SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "
 
 REPRESENTED = (
     *("supermask", "lottery-ticket", "prune-weights"),
-    *("half-precision", "quantize", "cluster", "calibrated-coding"),
+    *("half-precision", "quantize", "cluster", "calibrated-coding", "binarize"),
 )
 """Stages after which weights have a representation."""
+
+MASKED = ("lottery-ticket", "prune-weights", "supermask")
+CODED = {
+    "half-precision": "half",
+    "quantize": "grid",
+    "cluster": "codebook",
+    "calibrated-coding": "grid",
+    "binarize": "signs",
+}
+"""What the weights are after these stages."""
 
 REFUSED = {
     ("separable-convs", "separable-convs"): "none of the chosen layers can be replaced",
@@ -52,6 +62,12 @@ REFUSED = {
     ("half-precision", "group-lasso"): "no layer has groups .* its weight is written as a half",
     ("half-precision", "scratch"): "has a half, so its values are not its own",
     **{("half-precision", second): "has a half already" for second in ("cluster", "quantize", "calibrated-coding")},
+    **{(first, "binarize"): "is under a mask, and a binary weight is never 0" for first in MASKED},
+    **{(first, "binarize"): f"has a {kind} already" for first, kind in CODED.items()},
+    **{("binarize", second): "has a signs already" for second in ("cluster", "quantize", "calibrated-coding")},
+    ("binarize", "separable-convs"): "its weight has a representation; separate before that",
+    ("binarize", "prune-weights"): r"is a signs already, .*Prune weights before that",
+    ("binarize", "scratch"): "has a signs, so its values are not its own",
     ("quantize", "scratch"): "has a grid, so its values are not its own",
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
     ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",

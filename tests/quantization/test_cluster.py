@@ -11,15 +11,10 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network, trace
-from penjing.quantization import cluster
-from penjing.quantization.cluster import (
-    ReassignCodes,
-    cluster_,
-    cluster_network,
-    cluster_together_,
-    follow_originals_,
-    kmeans_1d,
-)
+from penjing.quantization import kmeans
+from penjing.quantization.cluster import cluster_, cluster_network, cluster_together_
+from penjing.quantization.following import ReassignCodes, follow_originals_
+from penjing.quantization.kmeans import kmeans_1d
 from penjing.representation import Mask, named_weights, represent_, representations
 
 
@@ -62,7 +57,7 @@ def test_many_values_are_clustered_almost_as_well(monkeypatch: pytest.MonkeyPatc
     values = np.random.default_rng(0).standard_normal(20_000)
     codes, centroids = kmeans_1d(values, 8)
     exact = _error(values, codes, centroids)
-    monkeypatch.setattr(cluster, "_EXACT_UP_TO", 1 << 10)
+    monkeypatch.setattr(kmeans, "_EXACT_UP_TO", 1 << 10)
     codes, centroids = kmeans_1d(values, 8)
     assert exact <= _error(values, codes, centroids) < 1.01 * exact
     assert codes.shape == values.shape

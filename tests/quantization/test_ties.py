@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from penjing.artifact import decode, encode
 from penjing.graph import Network, trace
-from penjing.quantization import CalibratedCoding, Cluster, HalfPrecision, Quantize
+from penjing.quantization import Binarize, CalibratedCoding, Cluster, HalfPrecision, Quantize
 from penjing.representation import Ties
 from penjing.training import Schedule, Stage, Task, Workbench, fit_
 
@@ -52,6 +52,8 @@ def task() -> Task:
         lambda: Quantize(max_bytes=1500, samples=16),
         lambda: Cluster(bits=4, epochs=1),
         lambda: CalibratedCoding(noise=0.005),
+        lambda: Binarize(skip=(), epochs=1),
+        lambda: Binarize(skip=(), values="ternary", scale="tensor", epochs=1),
     ],
 )
 def test_it_is_written_once_and_stays_one(make: Callable[[], Stage], network: Network, task: Task) -> None:

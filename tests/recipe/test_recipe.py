@@ -156,7 +156,7 @@ def test_ones_own_model_and_data_by_name(own: Path) -> None:
         ({"function": "own_module:net", "widht": 3}, 'no setting "widht"; did you mean "width"'),
         ({"function": "own_module:net", "width": "x"}, "model: own_module:net: "),
         ({"function": "resnet18"}, 'must be package.module:function, got "resnet18"'),
-        ({"function": "small.pj", "width": 3}, "small.pj is a file and has no settings, got width"),
+        ({"function": "small.pj", "width": 3}, "small.pj is a file and has no settings but sha256, got width"),
     ],
 )
 def test_models_that_are_not_there(own: Path, model: dict[str, Any], words: str) -> None:

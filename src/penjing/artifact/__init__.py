@@ -5,10 +5,14 @@ from penjing.artifact.inspect import Row, inspect
 from penjing.artifact.into import load_into
 from penjing.artifact.networks import Networks
 from penjing.artifact.opened import Artifact, TensorEntry, decode, dissect, load, load_networks, open_artifact
+from penjing.artifact.pack import Packed, Packing, pack
+from penjing.artifact.unpack import unpack, unpacked_bytes
 
 __all__ = [
     "Artifact",
     "Networks",
+    "Packed",
+    "Packing",
     "Row",
     "TensorEntry",
     "decode",
@@ -19,5 +23,8 @@ __all__ = [
     "load_into",
     "load_networks",
     "open_artifact",
+    "pack",
     "save",
+    "unpack",
+    "unpacked_bytes",
 ]

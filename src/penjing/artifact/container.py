@@ -2,7 +2,7 @@
 
     8E 50 4A  01            magic and version
     n n n                   varints: bytes of graph, heads, stream
-    graph                   see `manifest`
+    graph                   see `manifest`; or a byte 2 and a list of tensors without a network, see `listing`
     heads                   a byte and a head for each tensor, in the order of `slots`; one that several places share is there
                             once, the others name it
     stream                  symbols of small tensors, range coded one after another
@@ -12,7 +12,7 @@
 A file is sound or refused. Nothing in it is executed; modules come from an allow-list; shapes come from the modules' settings,
 those of tensors outside modules from the graph.
 A tensor whose symbols are certain takes no bytes however large it is, so sizes are bounded before anything is allocated:
-all tensors together have at most 64 elements for each byte of the file, which counts as at least 1 MiB. (A weight that is
+all tensors together have at most 64 elements for each byte of the file, which counts as at least 512 KiB. (A weight that is
 written in 1/64 of a bit is beyond what pruning and clustering together reach.)
 """
 
@@ -37,9 +37,11 @@ from penjing.representation import representations
 
 MAGIC = b"\x8ePJ"
 VERSION = 1
-_ELEMENTS_PER_BYTE, _LEAST_BYTES = 64, 1 << 20
-_CODEC_OF = {codec.kind: number for number, codec in enumerate(CODECS)}
-SAME = _CODEC_OF["same"]
+_ELEMENTS_PER_BYTE, _LEAST_BYTES = 64, 1 << 19
+CODEC_OF = {codec.kind: number for number, codec in enumerate(CODECS)}
+SAME = CODEC_OF["same"]
+LISTING = b"\x02"
+"""What the graph of a file begins with that has tensors and no network; networks begin with 0 or 1."""
 _CHUNK = 1 << 20
 
 
@@ -75,33 +77,43 @@ def _content(network: Network | Mapping[str, Network]) -> bytearray:
         else:
             sink.heads.raw(bytes([SAME]))
             sink.heads.uvarint(number - first)
-    sections = write_graph(network), sink.heads.finish(), sink.stream.finish()
+    content = sink.blobs  # may be large, so it is not copied
+    content[:0] = beginning(write_graph(network), sink)
+    content += struct.pack("<I", zlib.crc32(content))
+    check_size(places, len(content), "artifact")
+    return content
+
+
+def beginning(graph: bytes, sink: Sink) -> bytes:
+    """All of a file that is before its blobs."""
+    sections = graph, sink.heads.finish(), sink.stream.finish()
     start = ByteWriter()
     start.raw(MAGIC + bytes([VERSION]))
     for section in sections:
         start.uvarint(len(section))
     for section in sections:
         start.raw(section)
-    content = sink.blobs  # may be large, so it is not copied
-    content[:0] = start.finish()
-    content += struct.pack("<I", zlib.crc32(content))
-    check_size(places, len(content), "artifact")
-    return content
+    return start.finish()
 
 
 def _write_tensor(slot: Slot, sink: Sink) -> None:
     stack = representations(slot.owner, slot.key)
     value = slot.value().cpu()
-    number = _CODEC_OF[stack[-1].kind] if stack else _CODEC_OF["constant" if Constant.fits(value) else "plain"]
+    number = CODEC_OF[stack[-1].kind] if stack else CODEC_OF["constant" if Constant.fits(value) else "plain"]
     variant = CODECS[number].variant(value, stack, sink)
     sink.heads.raw(bytes([number | variant << 4]))
     CODECS[number].write(value, stack, variant, sink)
 
 
+def most_elements(n_bytes: int) -> int:
+    """How many elements a file of that size may hold."""
+    return _ELEMENTS_PER_BYTE * max(n_bytes, _LEAST_BYTES)
+
+
 def check_size(places: Iterable[Slot], n_bytes: int, where: str) -> None:
     """Against decompression bombs. Raises: ArtifactError: more elements than a file of this size may hold."""
     n_elements = sum(math.prod(slot.shape) for slot in places)
-    limit = _ELEMENTS_PER_BYTE * max(n_bytes, _LEAST_BYTES)
+    limit = most_elements(n_bytes)
     if n_elements > limit:
         raise ArtifactError(
             f"{where}: a file of {n_bytes} bytes may hold {limit} numbers, this one would hold {n_elements}."

@@ -31,13 +31,15 @@ class Row:
     size_bytes: int
 
 
-def inspect(path: str | Path) -> list[Row]:
+def inspect(path: str | Path, *, sha256: str | None = None) -> list[Row]:
     """The parts of a file: the graph, every tensor in order, the frame (magic, version, lengths, checksum).
 
     Symbols of small tensors share one stream; each gets its share of it by the length of its symbols under their model.
+    Args:
+        sha256: of the file, as in `open_artifact`.
     Raises: ArtifactError: not a sound artifact.
     """
-    with open_artifact(path) as artifact:
+    with open_artifact(path, sha256=sha256) as artifact:
         found = [_measured(artifact, name) for name in artifact.names]
         shares = _shares([bits for _, bits in found], artifact.stream_bytes)
         rows = [_rest("graph", artifact.graph_bytes)]

@@ -103,9 +103,7 @@ def write_graph(network: Network | Mapping[str, Network]) -> bytes:
             f"artifact: the graph takes {len(content)} bytes and has {writer.n_tensors} tensors; at most {_MAX_MANIFEST} and "
             f"{_MAX_TENSORS} are possible."
         )
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
-    packed = packer.compress(content) + packer.flush()
-    return b"\x01" + packed if len(packed) < len(content) else b"\x00" + content
+    return pack_bytes(content)
 
 
 def read_graph(data: bytes) -> dict[str, Network]:
@@ -113,7 +111,7 @@ def read_graph(data: bytes) -> dict[str, Network]:
 
     Raises: ArtifactError: anything that `write_graph` would not have written.
     """
-    reader = ByteReader(_unpack(data), "artifact: graph")
+    reader = ByteReader(unpack_bytes(data, _MAX_MANIFEST), "artifact: graph")
     n = reader.uvarint()
     if n > _MAX_NODES:
         raise ArtifactError(f"artifact: the graph has {n} nodes; at most {_MAX_NODES} are possible.")
@@ -424,7 +422,9 @@ class _Reader:
         shape = read_value(self.of)
         self._count(1)
         sound = isinstance(shape, tuple) and all(type(size) is int and 0 <= size < _MAX_DIM for size in shape)
-        if not sound or math.prod(shape) > _MAX_TENSOR_ELEMENTS or path in draft.tensors:
+        # empty ones too: strides are products
+        n_elements = math.prod(max(size, 1) for size in shape) if sound else 0
+        if not sound or n_elements > _MAX_TENSOR_ELEMENTS or path in draft.tensors:
             raise ArtifactError(f'artifact: the tensor "{path}" cannot have the shape {shape}, or is there twice.')
         empty = torch.empty(shape, device="meta")
         draft.tensors[path] = nn.Parameter(empty) if code == _PARAMETER else empty
@@ -439,14 +439,22 @@ def _shape(value: object) -> tuple[int, ...]:
     return value
 
 
-def _unpack(data: bytes) -> bytes:
+def pack_bytes(content: bytes) -> bytes:
+    """A byte that says whether the rest is packed by deflate, and the rest."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+    packed = packer.compress(content) + packer.flush()
+    return b"\x01" + packed if len(packed) < len(content) else b"\x00" + content
+
+
+def unpack_bytes(data: bytes, most: int) -> bytes:
+    """What `pack_bytes` was given. Raises: ArtifactError: damaged, or it would be more than `most` bytes."""
     if data[:1] == b"\x00":
         return data[1:]
     if data[:1] != b"\x01":
         raise ArtifactError("artifact: the graph is written in a way that this version of penjing does not know.")
     unpacker = zlib.decompressobj(-15, _DICTIONARY)
     try:
-        content = unpacker.decompress(data[1:], _MAX_MANIFEST)
+        content = unpacker.decompress(data[1:], most)
     except zlib.error as error:
         raise ArtifactError(f"artifact: the graph cannot be unpacked ({error}).") from None
     if unpacker.unconsumed_tail or not unpacker.eof:

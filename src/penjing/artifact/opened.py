@@ -4,7 +4,7 @@ import io
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -13,28 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from penjing.artifact.codecs import CODECS, Decoded, Located, Source, Symbols
-from penjing.artifact.container import SAME, Frame, check_size, read_frame
+from penjing.artifact.container import LISTING, SAME, Frame, check_size, read_frame
+from penjing.artifact.listing import Tensors, read_tensors, uncarried
 from penjing.artifact.manifest import read_graph
 from penjing.artifact.networks import Networks
 from penjing.artifact.slots import Slot, slots
 from penjing.entropy import ByteReader
 from penjing.errors import ArtifactError, PenjingError, nearest
+from penjing.files import check_sha256
 from penjing.graph.network import Network
 from penjing.representation import represent_
 
 
-def load(path: str | Path, *, for_training: bool = False) -> Network:
-    """The network in the file at `path`; see `decode`.
+def load(path: str | Path, *, for_training: bool = False, sha256: str | None = None) -> Network:
+    """The network in the file at `path`; see `decode` and `open_artifact`.
 
     Raises: ArtifactError: no such file, or one that is not a sound artifact of one network.
     """
-    with open_artifact(path) as artifact:
+    with open_artifact(path, sha256=sha256) as artifact:
         return artifact.network(for_training=for_training)
 
 
-def load_networks(path: str | Path, *, for_training: bool = False) -> Networks:
+def load_networks(path: str | Path, *, for_training: bool = False, sha256: str | None = None) -> Networks:
     """All networks of a file by name; what they share is shared again. Raises: ArtifactError: as `load`."""
-    with open_artifact(path) as artifact:
+    with open_artifact(path, sha256=sha256) as artifact:
         networks = artifact.networks(for_training=for_training)
     if "" in networks:
         raise ArtifactError(f"{path}: it has one network without a name; read it with load.")
@@ -52,14 +54,25 @@ def decode(content: bytes, *, for_training: bool = False, where: str = "artifact
     return Artifact(io.BytesIO(content), where).network(for_training=for_training)
 
 
-def open_artifact(path: str | Path) -> "Artifact":
-    """A file to look into, tensor by tensor. Raises: ArtifactError: as `load`."""
+def open_artifact(path: str | Path, *, sha256: str | None = None) -> "Artifact":
+    """A file to look into, tensor by tensor.
+
+    Args:
+        sha256: what the file must be, 64 hexadecimal digits; it is compared before anything else is read.
+    Raises: ArtifactError: as `load`; another SHA-256. SettingError: `sha256` is none.
+    """
     try:
         file = Path(path).open("rb", buffering=0)  # noqa: SIM115  # the artifact closes it
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror or error}). Give the path of a .pj file."
         ) from None
+    if sha256 is not None:
+        try:
+            check_sha256(file, sha256, str(path))
+        except BaseException:
+            file.close()
+            raise
     return Artifact(file, str(path))
 
 
@@ -94,6 +107,9 @@ class Artifact:
 
     Use it in a `with` statement to close the file at once; else that happens when nobody holds the artifact any more.
 
+    Attributes:
+        tensors: names, shapes, types and remarks, of a file that has tensors and no network (`pack`); else None.
+
     Args:
         file: the content, open for reading; it is checked, and belongs to the artifact from now on.
         where: its name, for messages.
@@ -111,11 +127,21 @@ class Artifact:
                 len(frame.stream),
             )
             self._graph = frame.graph
-            self._networks: dict[str, Network] | None = read_graph(frame.graph)
-            places = slots(self._networks)
+            self._networks: dict[str, Network] | None = None
+            self.tensors: Tensors | None = None
+            if frame.graph[:1] == LISTING:
+                self.tensors = read_tensors(frame.graph[1:])
+                places = self.tensors.slots()
+            else:
+                self._networks = read_graph(frame.graph)
+                places = slots(self._networks)
             check_size(places, frame.file_bytes, where)
             self._parts = _locate(frame, places, where)
+        if self.tensors is not None:
+            dtypes = self.tensors.dtypes
+            self._parts = [replace(p, entry=replace(p.entry, dtype=dtypes[p.entry.name])) for p in self._parts]
         self.entries = {part.entry.name: part.entry for part in self._parts}
+        self._numbers = {name: number for number, name in enumerate(self.entries)}
 
     @property
     def names(self) -> list[str]:
@@ -145,9 +171,12 @@ class Artifact:
     def decoded(self, name: str) -> Decoded:
         """One tensor with what writes it. Raises: as `tensor`."""
         self.entry(name)
-        number = self.names.index(name)
+        number = self._numbers[name]
         first = self._parts[number].first
-        return self._decoded(number if first is None else first)
+        decoded = self._decoded(number if first is None else first)
+        if self.tensors is not None:
+            decoded = replace(decoded, value=uncarried(decoded.value, self.tensors.dtypes[name]))
+        return decoded
 
     def network(self, *, for_training: bool = False) -> Network:
         """A new network with all tensors, in evaluation mode; see `decode`.
@@ -162,8 +191,13 @@ class Artifact:
     def networks(self, *, for_training: bool = False) -> dict[str, Network]:
         """New networks by name, as `network`; the one of a file without names is called "".
 
-        Raises: ArtifactError: a tensor that is not sound.
+        Raises: ArtifactError: a tensor that is not sound, or a file of tensors without a network.
         """
+        if self.tensors is not None:
+            raise ArtifactError(
+                f"{self.where}: it holds tensors and no network. Read them with open_artifact(path).tensor(name), or make a "
+                "safetensors file of them: penjing unpack."
+            )
         networks = self._networks or read_graph(self._graph)
         self._networks = None  # the next call makes new ones
         places = slots(networks)

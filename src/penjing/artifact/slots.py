@@ -66,16 +66,15 @@ def slots(networks: Mapping[str, Network]) -> list[Slot]:
     Raises: TraceError: a layer with other tensors than its class has, or a node that reads a tensor which is not there.
     """
     found: list[Slot] = []
-    seen: set[int] = set()
+    seen: dict[int, list[tuple[str, bool, tuple[int, ...]]]] = {}
     for entry, network in networks.items():
         prefix = f"{entry}." if entry else ""
         known: set[str] = set()
         for path, layer in network.layers().items():
-            own = list(_own(prefix, path, layer))
-            known.update(f"{path}.{slot.key}" for slot in own)
-            if id(layer) not in seen:
-                seen.add(id(layer))
-                found += own
+            if id(layer) not in seen:  # looked at once, however many networks call it: making some layers takes long
+                seen[id(layer)] = list(_own(path, layer))
+                found += [Slot(f"{prefix}{path}.{key}", layer, key, shape, own) for key, own, shape in seen[id(layer)]]
+            known.update(f"{path}.{key}" for key, *_ in seen[id(layer)])
         for node in network.nodes:
             if node.op == TENSOR and node.path not in known:
                 known.add(node.path)
@@ -83,7 +82,8 @@ def slots(networks: Mapping[str, Network]) -> list[Slot]:
     return found
 
 
-def _own(prefix: str, path: str, layer: nn.Module) -> Iterator[Slot]:
+def _own(path: str, layer: nn.Module) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
+    """Name, whether it is a parameter, and shape of the tensors of a layer."""
     kind = known_kind(path, layer)
     expected = fresh(kind, kind.describe(layer))
     for is_parameter, tensors in ((True, expected._parameters), (False, expected._buffers)):
@@ -94,7 +94,7 @@ def _own(prefix: str, path: str, layer: nn.Module) -> Iterator[Slot]:
                     f'artifact: "{path}.{key}" is not what a {kind.type.__name__} with these settings has.'
                 )
             if tensor is not None:
-                yield Slot(f"{prefix}{path}.{key}", layer, key, tuple(tensor.shape), is_parameter)
+                yield key, is_parameter, tuple(tensor.shape)
 
 
 def _free(prefix: str, path: str, network: Network) -> Slot:

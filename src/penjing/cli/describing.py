@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,6 +14,8 @@ from penjing import artifact, measurement
 from penjing.cli.main import print_json
 from penjing.errors import RunError, SettingError, nearest
 from penjing.export import export_onnx
+from penjing.files import check_sha256
+from penjing.graph import Network
 from penjing.recipe import STAGES, stage_table
 from penjing.report import write_report
 from penjing.training.stage import described
@@ -48,20 +51,19 @@ def show_stages(name: str | None, console: Console) -> None:
     console.print(table)
 
 
-def show_artifact(path: Path, as_json: bool, console: Console) -> None:
+def show_artifact(path: Path, sha256: str | None, as_json: bool, console: Console) -> None:
     """Every part of the file."""
-    rows = artifact.inspect(path)
+    rows = artifact.inspect(path, sha256=sha256)
     size = path.stat().st_size
-    network = artifact.load(path)
+    with artifact.open_artifact(path) as opened:
+        tensors = opened.tensors
+        network = None if tensors is not None else opened.network()
     if as_json:
         print_json(
             {
                 "path": str(path),
                 "file_bytes": size,
-                "input_shapes": [
-                    [size if isinstance(size, int) else str(size) for size in shape] for shape in network.input_shapes
-                ],
-                "exit_thresholds": network.thresholds,
+                **({"remarks": dict(tensors.remarks)} if tensors is not None else _of_network(network)),
                 "rows": [asdict(row) for row in rows],
             }
         )
@@ -76,7 +78,7 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
     table.add_column("bytes", justify="right", footer=f"{sum(row.size_bytes for row in rows):,}")
     for row in rows:
         table.add_row(
-            row.name,
+            escape(row.name),
             "x".join(map(str, row.shape)),
             "" if row.density is None else f"{row.density:.3f}",
             row.codec,
@@ -92,6 +94,9 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if network is None:
+        console.print("tensors without a network; penjing unpack makes a safetensors file of them", highlight=False)
+        return
     shapes = ", ".join(f"({', '.join(map(str, ('batch', *shape)))})" for shape in network.input_shapes)
     console.print(f"input {shapes}", highlight=False)
     if network.thresholds:
@@ -100,12 +105,19 @@ def show_artifact(path: Path, as_json: bool, console: Console) -> None:
         )
 
 
+def _of_network(network: Network | None) -> dict[str, Any]:
+    assert network is not None
+    shapes = [[size if isinstance(size, int) else str(size) for size in shape] for shape in network.input_shapes]
+    return {"input_shapes": shapes, "exit_thresholds": network.thresholds}
+
+
 def show_bench(
     files: list[Path],
     batch: int,
     threads: int,
     rounds: int,
     seconds: float,
+    sha256: list[str],
     as_json: bool,
     console: Console,
     talk: Console,
@@ -114,6 +126,11 @@ def show_bench(
     for file in files:
         if not file.is_file():
             raise RunError(f"bench: {file}: there is no such file.")
+    if sha256 and len(sha256) != len(files):
+        raise SettingError(f"bench: --sha256 must be given for each of the {len(files)} files, got {len(sha256)}.")
+    for file, expected in zip(files, sha256, strict=False):
+        with file.open("rb") as content:
+            check_sha256(content, expected, str(file))
     with talk.status(f"taking turns, about {len(files) * (rounds * seconds + 3):.0f} s"):
         timings = measurement.bench(files, batch=batch, threads=threads, rounds=rounds, seconds=seconds)
     base = timings[0].latency_ms.median
@@ -163,11 +180,13 @@ def show_report(folder: Path, as_json: bool, console: Console) -> None:
     console.print(f"\nreport {page}", highlight=False, soft_wrap=True)
 
 
-def show_export(file: Path, out: Path, exit_at: int | None, force: bool, as_json: bool, console: Console) -> None:
+def show_export(
+    file: Path, out: Path, exit_at: int | None, sha256: str | None, force: bool, as_json: bool, console: Console
+) -> None:
     """Write ONNX, say how well it agrees and what it takes."""
     if out.exists() and not force:
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
-    done = export_onnx(artifact.load(file), out, exit_at=exit_at)
+    done = export_onnx(artifact.load(file, sha256=sha256), out, exit_at=exit_at)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})

@@ -27,11 +27,12 @@ def show_scan(
     layers: list[str],
     drop: float,
     plot: Path | None,
+    sha256: str | None,
     as_json: bool,
     console: Console,
 ) -> None:
     """A line a layer: the metric at each sparsity, and how sparse it may be."""
-    network, task = artifact.load(file, for_training=True), load_task({"name": dataset}, data)
+    network, task = artifact.load(file, for_training=True, sha256=sha256), load_task({"name": dataset}, data)
     evidence = Evidence(
         batches=lambda: itertools.islice(task.batches(task.train), _BATCHES),
         loss=lambda network, batch: task.loss(network(*batch.args, **batch.kwargs), batch.labels),

@@ -9,12 +9,13 @@
 | range_coder.py | range coder; within 0.005 bit per symbol of the model's entropy, many models in one stream       |
 | trellis.py     | dependent quantization: the machine that says on which of two grids the next number lies         |
 | context_coder.py | adaptive binary range coder for matrices of integers; needs no model, smallest for weights     |
+| relative_index.py | gaps between sparse codes, as Deep Compression stores them; for comparison                        |
 
 Arrays of integers go in, bytes come out. What is read back may be hostile: errors are `ArtifactError`. Only the number
 of symbols is the caller's to bound, because one that is certain takes no bytes however often it occurs.
 """
 
-from penjing.entropy import context_coder, huffman, trellis
+from penjing.entropy import context_coder, huffman, relative_index, trellis
 from penjing.entropy.bits import BitReader, BitWriter, ByteReader, ByteWriter
 from penjing.entropy.counts import (
     FrequencyTable,
@@ -49,6 +50,7 @@ __all__ = [
     "quantize_counts",
     "read_frequencies",
     "read_lengths",
+    "relative_index",
     "trellis",
     "write_frequencies",
     "write_lengths",

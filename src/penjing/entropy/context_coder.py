@@ -45,6 +45,7 @@ _FIRST_OF_LEVEL = (
     *(240, 289, 347, 415, 496, 593, 709, 846, 1008, 1202, 1433, 1707, 2032, 2419, 2880, 3428),
 )
 """The smallest mean x, in 256ths, of each level: 4 log2((x + 16) / 16), rounded down."""
+_FULL = 0xFFFFFFFF
 _LEVEL_OF = np.searchsorted(np.array(_FIRST_OF_LEVEL), np.arange(_CAP * _ONE + 1), side="right").astype(np.int64) - 1
 
 
@@ -92,8 +93,9 @@ def decode(
     matrix = np.zeros((rows, columns), dtype=np.int16)
     if matrix.size == 0:
         return matrix
-    padded = bytes(data) + bytes(8 + -len(data) % 4)
-    words = np.frombuffer(padded, dtype=">u4").astype(np.uint32)
+    words = np.zeros(-(-len(data) // 4) + 2, dtype=">u4")
+    words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+    words = words.astype(np.uint32)
     states = trellis.NEXT_STATE if dependent else trellis.ALONE
     if not _decode(words, matrix, _first_probabilities(), _LEVEL_OF, states):
         raise ArtifactError("entropy.context_coder: a number is too large; the data is damaged.")
@@ -109,13 +111,16 @@ def _first_probabilities() -> NDArray[np.uint16]:
 
 def _finished(words: NDArray[np.uint32], low: int, size: int) -> bytes:
     """All words, then the shortest end that lies in [low, low + size) when zeros follow."""
-    start = int.from_bytes(words.astype(">u4").tobytes(), "big") << 64
-    first, n_bytes = start + low, 4 * len(words) + 8
     for n_bits in range(64, -1, -1):
-        end = -(-first >> n_bits) << n_bits
-        if end < first + size:
+        end = -(-low >> n_bits) << n_bits
+        if end < low + size:
             break
-    return end.to_bytes(n_bytes, "big")[: n_bytes - n_bits // 8]
+    out = words.astype(">u4")
+    if end >> 64:  # it went over the top: carry
+        last = np.flatnonzero(words != _FULL)[-1]
+        out[last] += 1
+        out[last + 1 :] = 0
+    return out.tobytes() + (end & (1 << 64) - 1).to_bytes(8, "big")[: 8 - n_bits // 8]
 
 
 _U32, _U16, _U15 = np.uint64(32), np.uint64(16), np.uint64(15)

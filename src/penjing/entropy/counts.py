@@ -37,6 +37,7 @@ MAX_SYMBOLS = 1 << 38  # counts * 2**MAX_TOTAL_BITS stays within int64
 _PLAIN, _ROOTS = 0, 1
 _TOTAL_FIELD_BITS = 5
 _MAX_ROOT = 1 << 14
+_CHUNK = 1 << 20
 
 
 class FrequencyTable(NamedTuple):
@@ -60,7 +61,10 @@ def count(symbols: ArrayLike, alphabet: int) -> NDArray[np.int64]:
         raise DataError(f"entropy.counts: symbols must be integers, got {flat.dtype}.")
     if flat.min() < 0 or flat.max() >= alphabet:
         raise DataError(f"entropy.counts: symbols must be in 0..{alphabet - 1}, got {flat.min()}..{flat.max()}.")
-    return np.bincount(flat, minlength=alphabet).astype(np.int64)
+    total = np.zeros(alphabet, dtype=np.int64)
+    for start in range(0, flat.size, _CHUNK):  # bincount makes eight bytes of each symbol
+        total += np.bincount(flat[start : start + _CHUNK], minlength=alphabet)
+    return total
 
 
 def quantize_counts(counts: ArrayLike, total_bits: int) -> NDArray[np.uint32]:

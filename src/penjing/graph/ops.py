@@ -130,6 +130,17 @@ def _batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
 
+def sign_through(x: Tensor) -> Tensor:
+    """+1 where x >= 0, else -1; the gradient passes where |x| <= 1 as if nothing had been done.
+
+    dL/dx = dL/dsign(x) 1[|x| <= 1]. Any shape; sign(0) = +1.
+    Source: Hubara et al. 2016 (Binarized Neural Networks), arXiv:1602.02830, equation 4.
+    """
+    inside = x.clamp(-1, 1)
+    signs = (x.detach() >= 0).to(x.dtype) * 2 - 1
+    return signs + (inside - inside.detach())  # the second term is exactly 0
+
+
 def _resize(x: Tensor, size: tuple[int, ...], mode: str, align_corners: bool | None) -> Tensor:
     return F.interpolate(x, list(size), mode=mode, align_corners=align_corners)
 
@@ -309,6 +320,7 @@ OPERATIONS: dict[str, Operation] = {
     "log_sigmoid": _unary(F.logsigmoid),
     "log1p": _unary(torch.log1p),
     "logsumexp": Operation(lambda x, dims, keepdim: torch.logsumexp(x, dims, keepdim), ("dims", "keepdim")),
+    "sign_through": _unary(sign_through),
 }
 
 

@@ -1,5 +1,6 @@
 """What training minimises, as pure functions of tensors; terms add up."""
 
+from penjing.objective.cluster_pull import cluster_pull
 from penjing.objective.soft_targets import soft_target_loss
 
-__all__ = ["soft_target_loss"]
+__all__ = ["cluster_pull", "soft_target_loss"]

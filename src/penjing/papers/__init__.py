@@ -18,6 +18,12 @@ CLAIMS: dict[str, str] = {
     "rethinking-pruning": "rethinking_pruning",
     "iterative-vs-one-shot": "iterative_vs_one_shot",
     "neuron-vs-weight": "neuron_vs_weight",
+    "deep-compression": "deep_compression",
+    "huffman": "huffman",
+    "binary-connect": "binary_connect",
+    "binarized-network": "binarized_network",
+    "xnor-net": "xnor_net",
+    "fewer-bits": "fewer_bits",
 }
 """By its word on the command line, the file of each claim."""
 

@@ -37,6 +37,7 @@ from penjing.measurement.divergence import divergence, final_answers
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.error_feedback import conditional_factor, rounded_with_feedback, squared_change
 from penjing.quantization.quantize import quantize_vectors_
+from penjing.quantization.roundable import check_roundable
 from penjing.representation import Grid, Mask, Ties, plain, represent_, representations
 from penjing.representation.steps import exponents_of, steps_of
 from penjing.sensitivity import gradient_moments, input_covariances, layer_weights, weighted_layers
@@ -294,6 +295,7 @@ class CalibratedCoding(Stage):
         if self.samples:
             before, stayed = fold_batch_norms(bench.network)
             before.to(device).eval()
+            check_roundable(before, self.label)
             for name in stayed:
                 bench.warn(
                     f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
@@ -307,6 +309,7 @@ class CalibratedCoding(Stage):
             )
             before, settled = settled_batch_norms(bench.network)
             before.to(device).eval()
+            check_roundable(before, self.label)
             if settled:
                 bench.warn("batch norms became scales and shifts; a training after this stage would begin far off")
             batches, statistics = [], statistics_without_inputs(before)

@@ -1,77 +1,88 @@
 """Weight clustering: the weights of a layer share a few values, which are then trained.
 
+| file         | what it has                                                                              |
+| ------------ | ---------------------------------------------------------------------------------------- |
+| kmeans.py    | clusters of numbers: the optimum, Lloyd's iteration, clusters whose codes cost bits      |
+| search.py    | which of these, and from tensors to codes and a table                                    |
+| following.py | training: weights that change their code, a pull to the clusters, clusters found anew    |
+| cluster.py   | codebooks on layers, on a whole network, and the stage                                   |
+
 Source: Han, Mao and Dally 2016 (Deep Compression), arXiv:1510.00149, section 3. Deviates: the clusters are the exact optimum
-in one dimension instead of Lloyd's iteration from an initial guess.
+in one dimension instead of Lloyd's iteration from an initial guess, unless asked for.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
-import kmeans1d
-import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms, push_biases, select
-from penjing.representation import Codebook, Mask, Ties, named_weights, represent_, representations
-from penjing.training import Fit, Part, TrainedStage, Workbench
-
-_EXACT_UP_TO = 1 << 18
-
-
-def kmeans_1d(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The clustering with the least sum of squared distances.
-
-    minimise sum_i (v_i - c[code_i])^2 over k centroids c and codes. Exact (dynamic programming) up to 2^18 values; above that
-    the centroids are exact for 2^18 evenly spaced quantiles, and the codes are the nearest centroids.
-
-    Args:
-        values: (n,), finite.
-        k: at least 1; fewer clusters come out where there are fewer different values.
-    Returns: codes (n,), int64, and centroids ascending (at most k,), float64.
-    Source: Grønlund et al. 2017, arXiv:1701.07204.
-    """
-    values = np.asarray(values, dtype=np.float64).ravel()
-    sample = values
-    if len(values) > _EXACT_UP_TO:
-        sample = np.sort(values)[np.linspace(0, len(values) - 1, _EXACT_UP_TO).astype(np.int64)]
-    k = min(k, len(np.unique(sample)))
-    _, found = kmeans1d.cluster(sample, k)
-    centroids = np.unique(np.asarray(found, dtype=np.float64))
-    borders = (centroids[1:] + centroids[:-1]) / 2
-    return np.searchsorted(borders, values, side="left"), centroids
+from penjing.quantization.following import (
+    ClusterAnew,
+    PullToClusters,
+    ReassignCodes,
+    follow_originals_,
+    keep_codes_,
+)
+from penjing.quantization.kmeans import Init
+from penjing.quantization.roundable import check_roundable
+from penjing.quantization.search import Per, Search, output_scales, share_values
+from penjing.representation import (
+    Codebook,
+    Mask,
+    ScaledCodebook,
+    Ties,
+    named_weights,
+    represent_,
+    representations,
+)
+from penjing.training import Part, TrainedStage, Workbench
 
 
-def cluster_(layer: nn.Module, name: str, k: int) -> Codebook:
+def cluster_(
+    layer: nn.Module, name: str, k: int, search: Search | None = None, *, label: str = ""
+) -> Codebook | ScaledCodebook:
     """Give a layer's parameter a codebook of k values, in place. What a mask removed stays exactly 0 and takes one of them.
 
+    Args:
+        search: how the clusters are found; None: the optimum, one table. Vectors have no scales for outputs.
+        label: random guesses depend on it.
     Raises: SettingError: the parameter has a codebook already, is not float32, or holds values that are not finite.
     """
-    codes, centroids, zero = _cluster_values([_checked(layer, name)], k, _masked(layer, name))
-    codebook = Codebook(codes[0], centroids, zero=zero)
-    represent_(layer, name, codebook)
-    return codebook
+    search = search or Search()
+    value = _checked(layer, name)
+    kept = value != 0 if _masked(layer, name) else None
+    shared: Codebook | ScaledCodebook
+    if search.per == "channel" and value.dim() > 1:
+        scales = output_scales(value, kept)
+        spread = scales.view(-1, *[1] * (value.dim() - 1))
+        codes, table = share_values(
+            [value / spread],
+            k,
+            kept=None if kept is None else [kept],
+            weights=[(spread**2).expand_as(value)],
+            search=search,
+            name=label,
+        )
+        shared = ScaledCodebook(Codebook(codes[0], table, zero=kept is not None), scales)
+    else:
+        codes, table = share_values([value], k, kept=None if kept is None else [kept], search=search, name=label)
+        shared = Codebook(codes[0], table, zero=kept is not None)
+    represent_(layer, name, shared)
+    return shared
 
 
 def cluster_together_(parameters: Sequence[tuple[nn.Module, str]], k: int) -> None:
-    """Give several parameters one codebook, in place: one table, trained by all of them."""
+    """Give several parameters one codebook, in place: one table, the best there is, trained by all of them."""
     if not parameters:
         return
-    codes, centroids, zero = _cluster_values([_checked(layer, name) for layer, name in parameters], k, False)
-    shared = nn.Parameter(centroids)
+    codes, table = share_values([_checked(layer, name) for layer, name in parameters], k, search=Search())
+    centroids = nn.Parameter(table)
     for (layer, name), own in zip(parameters, codes, strict=True):
-        represent_(layer, name, Codebook(own, shared, zero=zero))
-
-
-def follow_originals_(network: Network) -> None:
-    """Let the originals under all codebooks be trained too, see `Codebook`."""
-    for _, owner, name in named_weights(network):
-        stack = representations(owner, name)
-        if stack and isinstance(stack[-1], Codebook):
-            stack[-1].follow = True
-            owner.parametrizations[name].original.requires_grad_(True)  # type: ignore[index, union-attr]
+        represent_(layer, name, Codebook(own, centroids))
 
 
 def _checked(layer: nn.Module, name: str) -> Tensor:
@@ -94,24 +105,12 @@ def _masked(layer: nn.Module, name: str) -> bool:
     return any(isinstance(part, Mask) for part in representations(layer, name))
 
 
-def _cluster_values(tensors: Sequence[Tensor], k: int, zero: bool) -> tuple[list[Tensor], Tensor, bool]:
-    values = np.concatenate([t.cpu().double().numpy().ravel() for t in tensors])
-    keep = values != 0 if zero else np.ones(len(values), bool)
-    codes = np.zeros(len(values), np.int64)
-    centroids = np.zeros(0)
-    if keep.any():
-        codes[keep], centroids = kmeans_1d(values[keep], k - zero)
-    if zero:
-        codes[keep] += 1
-        centroids = np.concatenate([[0.0], centroids])
-    device = tensors[0].device
-    parts = torch.from_numpy(codes).to(device).split([t.numel() for t in tensors])
-    table = torch.from_numpy(centroids).float().to(device)
-    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)], table, zero
-
-
 def cluster_network(
-    network: Network, codes: int, layers: dict[str, int] | None = None, bias_codes: int = 32
+    network: Network,
+    codes: int,
+    layers: dict[str, int] | None = None,
+    bias_codes: int = 32,
+    search: Search | None = None,
 ) -> tuple[Network, list[str]]:
     """Cluster every weight of a network: matrices and filters a codebook each, all vectors (biases, norms) one together.
 
@@ -119,10 +118,12 @@ def cluster_network(
     Args:
         codes: values a weight may have, for each layer.
         layers: other numbers for some layers, by pattern; the last that matches counts.
+        search: how the clusters of matrices and filters are found; None: the optimum, one table a layer.
     Returns: the network, and what stays as it is: the batch norms that could not be folded, by path, and the parameters that
         belong to no layer (of weight norm, of a module's own formula), by name.
     """
     network, stayed = fold_batch_norms(network)
+    check_roundable(network, "cluster")
     network, _ = push_biases(network)
     counts = dict.fromkeys(network.layers(), codes)
     for pattern, k in (layers or {}).items():
@@ -136,34 +137,12 @@ def cluster_network(
         elif ties.repeats(layer, name):
             continue
         elif getattr(layer, name).dim() > 1:
-            cluster_(layer, name, counts[path])
+            cluster_(layer, name, counts[path], search, label=full_name)
         else:
             vectors.append((layer, name))
     cluster_together_(vectors, bias_codes)
     ties.share_()
     return network, stayed
-
-
-def keep_codes_(network: Network) -> None:
-    """The inverse: from now on no weight changes its code, and the originals are not trained."""
-    for _, owner, name in named_weights(network):
-        stack = representations(owner, name)
-        if stack and isinstance(stack[-1], Codebook):
-            stack[-1].follow = False
-            owner.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
-
-
-class ReassignCodes(Part):
-    """After each step every weight that follows its original takes the table entry now nearest to it."""
-
-    def after_step(self, fit: Fit) -> None:
-        for _, owner, name in named_weights(fit.network):
-            stack = representations(owner, name)
-            if stack and isinstance(stack[-1], Codebook) and stack[-1].follow:
-                stack[-1].reassign_(owner.parametrizations[name].original)  # type: ignore[index, union-attr]
-
-    def finish(self, fit: Fit) -> None:
-        keep_codes_(fit.network)
 
 
 class Cluster(TrainedStage):
@@ -177,9 +156,25 @@ class Cluster(TrainedStage):
     )
     layers: dict[str, int] = Field(default={}, description="other numbers for some layers, by pattern")
     bias_codes: int = Field(default=32, ge=2, le=256, description="values that all biases and norms together share")
-
+    per: Per = Field(
+        default="layer", description="values are of a layer, or of each output: those of the layer times its scale"
+    )
+    init: Init = Field(
+        default="exact",
+        description="the best clusters, or Lloyd's iteration from even steps, quantiles, or weights drawn at random",
+    )
+    price: float | None = Field(
+        default=None,
+        gt=0,
+        description="what a bit of a weight may cost, in squared error relative to the layer's: only as many values as that "
+        "is worth, at most `codes`, and short codes preferred",
+    )
     reassign: bool = Field(
         default=True, description="weights may change their value while training; else only the values train"
+    )
+    recluster: bool = Field(default=False, description="find the clusters anew before every epoch but the first")
+    pull: float = Field(
+        default=0.0, ge=0, description="strength, rising from 0, of a loss that pulls weights towards their values"
     )
 
     @field_validator("layers")
@@ -189,9 +184,27 @@ class Cluster(TrainedStage):
             raise ValueError("each number must be 2 to 256")
         return value
 
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if (self.recluster or self.pull) and not self.reassign:
+            what = "recluster: true" if self.recluster else f"pull: {self.pull:g}"
+            raise SettingError(
+                f"{self.label}: {what} needs weights that change their value while training; write reassign: true."
+            )
+        if self.price is not None and self.per == "channel":
+            raise SettingError(
+                f"{self.label}: price weighs bits against errors of one table; write per: layer, or leave price out."
+            )
+        return self
+
+    def search(self, seed: int) -> Search:
+        """How clusters are found."""
+        return Search(init=self.init, per=self.per, price=self.price, seed=seed)
+
     def apply(self, bench: Workbench) -> None:
         codes = self.codes or 2**self.bits
-        bench.network, stayed = cluster_network(bench.network, codes, self.layers, self.bias_codes)
+        search = self.search(bench.seed)
+        bench.network, stayed = cluster_network(bench.network, codes, self.layers, self.bias_codes, search)
         layers = bench.network.layers()
         for name in stayed:
             bench.warn(
@@ -200,9 +213,17 @@ class Cluster(TrainedStage):
                 else f"{name} belongs to no layer of torch.nn; it stays float32 in the file"
             )
         if self.epochs:
-            reassigning: list[Part] = []
+            parts = self.parts(bench)
             if self.reassign:
                 follow_originals_(bench.network)
-                reassigning.append(ReassignCodes())
-            bench.train(self.schedule(), [*self.parts(bench), *reassigning])
+                parts += self._following(search)
+            bench.train(self.schedule(), parts)
             keep_codes_(bench.network)  # also where a finished training was only read
+
+    def _following(self, search: Search) -> list[Part]:
+        found: list[Part] = [ReassignCodes()]
+        if self.recluster:
+            found.append(ClusterAnew(search))
+        if self.pull:
+            found.append(PullToClusters(self.pull))
+        return found

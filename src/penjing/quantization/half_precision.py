@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from penjing.errors import SettingError
 from penjing.graph import Network
+from penjing.quantization.roundable import check_roundable
 from penjing.representation import Half, Ties, named_weights, represent_, representations
 from penjing.representation.half import FORMATS, Format
 from penjing.training import Stage, Workbench
@@ -39,6 +40,7 @@ def halve_network(network: Network, format: Format = "float16") -> list[str]:
 
     Returns: what stays as it is, by name: parameters that have codes already or belong to no layer.
     """
+    check_roundable(network, "half-precision")
     stayed, ties = [], Ties(network)
     for full_name, layer, name in list(named_weights(network)):
         has_codes = any(part.kind != "mask" for part in representations(layer, name))

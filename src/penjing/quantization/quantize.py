@@ -16,6 +16,7 @@ from penjing.graph import Network, fold_batch_norms, select
 from penjing.measurement.divergence import divergence, final_answers
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.bit_allocation import Choice, allocate
+from penjing.quantization.roundable import check_roundable
 from penjing.quantization.uniform import Per, Range, Scheme, quantize_, quantized, steps_shape
 from penjing.representation import Grid, Ties, named_weights, plain, representations
 from penjing.shapes import Json
@@ -144,6 +145,7 @@ class Quantize(TrainedStage):
     def apply(self, bench: Workbench) -> None:
         network, stayed = fold_batch_norms(bench.network)
         network.to(bench.accelerator.device)
+        check_roundable(network, self.label)
         for name in stayed:
             bench.warn(
                 f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"

@@ -199,10 +199,10 @@ def load_model(settings: Mapping[str, Any]) -> nn.Module:
     rest = {key: value for key, value in settings.items() if key not in ("function", "weights")}
     name = str(settings.get("function", ""))
     if name.endswith(".pj"):
-        if len(settings) > 1:
-            others = ", ".join(key for key in settings if key != "function")
-            raise SettingError(f"model: {name} is a file and has no settings, got {others}.")
-        return load(name, for_training=True)
+        others = [key for key in settings if key not in ("function", "sha256")]
+        if others:
+            raise SettingError(f"model: {name} is a file and has no settings but sha256, got {', '.join(others)}.")
+        return load(name, for_training=True, sha256=settings.get("sha256"))
     found = _call(import_function(name, "model"), rest, f"model: {name}")
     if not isinstance(found, nn.Module):
         raise SettingError(f"model: {name} must return a torch.nn.Module, got {type(found).__name__}.")

@@ -6,6 +6,8 @@ from penjing.representation.half import Half
 from penjing.representation.in_place import MasksInPlace, masks_in_place
 from penjing.representation.mask import Mask
 from penjing.representation.representation import Representation, named_weights, plain, represent_, representations
+from penjing.representation.scaled_codebook import ScaledCodebook
+from penjing.representation.signs import Signs
 from penjing.representation.ties import Ties
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "Mask",
     "MasksInPlace",
     "Representation",
+    "ScaledCodebook",
+    "Signs",
     "Ties",
     "masks_in_place",
     "named_weights",

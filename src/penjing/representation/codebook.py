@@ -63,8 +63,13 @@ class Codebook(Representation):
         """Give every weight the code of the table entry nearest to its original; removed weights keep theirs."""
         table, order = self.table().detach().sort()
         borders = (table[1:] + table[:-1]) / 2
-        codes = order[torch.bucketize(original.detach().contiguous(), borders)].to(torch.uint8)
-        self.codes.copy_(torch.where(self.codes == 0, self.codes, codes) if self.zero else codes)
+        if not self.zero:
+            self.codes.copy_(order[torch.bucketize(original.detach().contiguous(), borders)])
+            return
+        flat = self.codes.reshape(-1)  # a copy where filters lie channels last
+        kept = flat.nonzero().squeeze(1)  # few under a mask
+        codes = order[torch.bucketize(original.detach().reshape(-1)[kept], borders)]
+        self.codes.copy_(flat.index_copy(0, kept, codes.to(torch.uint8)).view(self.codes.shape))
 
     def table(self) -> Tensor:
         """The values, (k,), as stored; the gradient reaches the centroids unchanged."""

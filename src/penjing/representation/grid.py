@@ -85,6 +85,15 @@ class Grid(Representation):
         codes = inside + (torch.round(inside) - inside).detach()
         return (codes - zero) * step
 
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """The weight that the codes stand for: what `forward` gives, in a tensor's memory and no more."""
+        step, zero = self._spread()
+        value = self.codes.to(step.dtype)
+        if self.zero is not None:
+            value.sub_(zero)
+        return value.mul_(step)
+
     def stored_steps(self) -> Tensor:
         """The steps as a file has them, shape of `steps`; the gradient reaches the trained ones unchanged."""
         stored = steps_of(exponents_of(self.steps))

@@ -7,7 +7,12 @@ from penjing.artifact.codecs.half import HalfCodec
 from penjing.artifact.codecs.mask import MaskCodec
 from penjing.artifact.codecs.plain import Constant, Plain
 from penjing.artifact.codecs.same import Same
+from penjing.artifact.codecs.scaled_codebook import ScaledCodebookCodec
+from penjing.artifact.codecs.signs import SignsCodec
 
-CODECS: tuple[Codec, ...] = (Plain(), Constant(), CodebookCodec(), MaskCodec(), Same(), GridCodec(), HalfCodec())
+CODECS: tuple[Codec, ...] = (
+    *(Plain(), Constant(), CodebookCodec(), MaskCodec(), Same(), GridCodec(), HalfCodec()),
+    *(SignsCodec(), ScaledCodebookCodec()),
+)
 
 __all__ = ["CODECS", "Blob", "Blobs", "Codec", "Decoded", "Located", "Sink", "Source", "Symbols"]

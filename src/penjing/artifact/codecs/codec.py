@@ -25,6 +25,10 @@ class Sink:
     tables: dict[int, int] = field(default_factory=dict)
     models: dict[int, np.ndarray] = field(default_factory=dict)
 
+    def blob(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes that belong to one tensor."""
+        self.blobs += data
+
 
 class Symbols:
     """The stream that small tensors share, range coded one after another; decoded as far as somebody asks.

@@ -33,6 +33,7 @@ CODERS = ("packed", "huffman", "range", "range, same model", "range, alone", "co
 OWN_FROM = 1 << 15
 _CONTEXT_FROM = 32
 _MOST = 256
+_CHUNK = 1 << 20
 
 
 class Codes:
@@ -74,7 +75,7 @@ class Codes:
         if variant == PACKED:
             packer = BitWriter()
             packer.fields(self.flat, width(self.k))
-            sink.blobs += packer.finish()
+            sink.blob(packer.finish())
         elif variant == HUFFMAN:
             lengths = code_lengths(count(self.flat, self.k))
             write_lengths(sink.heads, lengths)
@@ -107,7 +108,7 @@ class Codes:
     @staticmethod
     def _blob(payload: bytes, sink: Sink) -> None:
         sink.heads.uvarint(len(payload))
-        sink.blobs += payload
+        sink.blob(payload)
 
 
 class LocatedCodes:
@@ -144,11 +145,12 @@ class LocatedCodes:
                 self._read = partial(source.symbols.decode, source.symbols.add(n, self.freqs))
 
     def decode(self) -> tuple[np.ndarray, float]:
-        """The codes, flat, and their ideal length in bits under the model or, without one, under their own counts.
+        """The codes, flat, of any type of integers, and their ideal length in bits under the model or, without one, under their
+        own counts.
 
         Raises: ArtifactError: the bytes are damaged, or a code is out of range.
         """
-        codes = self._read().astype(np.int32, copy=False)
+        codes = self._read()
         if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= self.k):
             raise ArtifactError("artifact: a code is outside of its table.")
         return codes, entropy_bits(count(codes, self.k), self.freqs)
@@ -196,7 +198,14 @@ def _alone(blob: Blob, n: int, freqs: np.ndarray) -> np.ndarray:
 
 
 def _from_contexts(blob: Blob, shape: tuple[int, int], ranks: np.ndarray, dependent: bool) -> np.ndarray:
-    steps = context_coder.decode(blob.read(), *shape, dependent=dependent).reshape(-1).astype(np.int32) - ranks.min()
-    if steps.size and not 0 <= int(steps.min()) <= int(steps.max()) < len(ranks):
+    steps = context_coder.decode(blob.read(), *shape, dependent=dependent).reshape(-1)
+    least = int(ranks.min())
+    if steps.size and not 0 <= int(steps.min()) - least <= int(steps.max()) - least < len(ranks):
         raise ArtifactError("artifact: a code is outside of its table.")
-    return np.argsort(ranks, kind="stable").astype(np.int32)[steps]
+    codes = steps.view(np.uint16)  # in the same memory: the tensor may be large
+    codes -= np.uint16(least & 0xFFFF)
+    order = np.argsort(ranks, kind="stable").astype(np.uint16)
+    if not np.array_equal(order, np.arange(len(order))):
+        for start in range(0, codes.size, _CHUNK):
+            codes[start : start + _CHUNK] = order[codes[start : start + _CHUNK]]
+    return codes

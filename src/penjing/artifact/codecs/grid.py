@@ -1,5 +1,6 @@
 """Weights on a uniform grid: the steps as powers of two to the 16th part, and the codes."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from penjing.artifact.codecs.codec import Codec, Decoded, Located, Sink, Source
 from penjing.artifact.codecs.codes import CODERS, Codes, LocatedCodes
-from penjing.entropy import context_coder
+from penjing.artifact.codecs.integers import read_integers, write_integers
 from penjing.errors import ArtifactError
 from penjing.representation import Grid, Representation
 from penjing.representation.grid import MAX_CODE
 from penjing.representation.steps import LARGEST, SMALLEST, exponents_of, steps_of
+
+_WHAT = "steps or zeros of a grid"
 
 
 class GridCodec(Codec):
@@ -28,14 +31,21 @@ class GridCodec(Codec):
 
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
         grid = _grid(stack)
-        sink.heads.svarint(grid.low)
-        sink.heads.uvarint(4 * (grid.high - grid.low) + 2 * (grid.columns is not None) + (grid.zero is not None))
-        _write_steps(sink, grid.steps)
-        if grid.columns is not None:
-            _write_steps(sink, grid.columns)
-        if grid.zero is not None:
-            _write_integers(sink, grid.zero)
+        _write_head(sink, grid.low, grid.high, grid.steps, grid.columns, grid.zero)
         _codes(grid).write(variant, sink)
+
+    @staticmethod
+    def write_encoded(data: bytes, low: int, high: int, steps: Tensor, sink: Sink) -> None:
+        """Append codes that are written in contexts already.
+
+        Args:
+            data: of the matrix of the first dimension of the tensor and all others.
+            low, high: the smallest and the largest code.
+            steps: as `Grid` has them.
+        """
+        _write_head(sink, low, high, steps, None, None)
+        sink.heads.uvarint(len(data))
+        sink.blob(data)
 
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         heads = source.heads
@@ -47,18 +57,28 @@ class GridCodec(Codec):
             raise ArtifactError(f"artifact: the codes of a grid reach from {low} to {high}; +-{MAX_CODE} is possible.")
         steps = _read_steps(source, shape)
         columns = _read_steps(source, shape) if has_columns else None
-        zero = _read_integers(source, tuple(steps.shape), -MAX_CODE, MAX_CODE) if has_zero else None
+        zero = read_integers(source, tuple(steps.shape), -MAX_CODE, MAX_CODE, _WHAT) if has_zero else None
         found = LocatedCodes(shape, np.arange(low, high + 1, dtype=np.int32), variant, source)
 
         def decode() -> Decoded:
             codes, n_bits = found.decode()
-            index = torch.from_numpy((codes + low).astype(np.int16)).reshape(shape)
+            whole = codes.astype(np.int16, copy=codes.dtype != np.uint16).view(np.int16)
+            whole += np.int16(low)
+            index = torch.from_numpy(whole).reshape(shape)
             grid = Grid(index, steps, zero=zero, columns=columns, low=low, high=high)
-            with torch.no_grad():
-                value = grid(torch.empty(0))
-            return Decoded(value, grid, None, n_bits, n_bits if found.in_stream else 0.0)
+            return Decoded(grid.values(), grid, None, n_bits, n_bits if found.in_stream else 0.0)
 
         return Located(torch.float32, CODERS[variant], decode)
+
+
+def _write_head(sink: Sink, low: int, high: int, steps: Tensor, columns: Tensor | None, zero: Tensor | None) -> None:
+    sink.heads.svarint(low)
+    sink.heads.uvarint(4 * (high - low) + 2 * (columns is not None) + (zero is not None))
+    _write_steps(sink, steps)
+    if columns is not None:
+        _write_steps(sink, columns)
+    if zero is not None:
+        write_integers(sink, zero)
 
 
 def _grid(stack: Sequence[Representation]) -> Grid:
@@ -75,7 +95,7 @@ def _codes(grid: Grid) -> Codes:
 def _write_steps(sink: Sink, steps: Tensor) -> None:
     for size in steps.shape:
         sink.heads.uvarint(size)
-    _write_integers(sink, exponents_of(steps))
+    write_integers(sink, exponents_of(steps))
 
 
 def _read_steps(source: Source, shape: tuple[int, ...]) -> Tensor:
@@ -83,31 +103,6 @@ def _read_steps(source: Source, shape: tuple[int, ...]) -> Tensor:
     sizes = tuple(source.heads.uvarint() for _ in shape)
     if any(not (size == 1 or 1 < size <= n) for size, n in zip(sizes, shape, strict=True)):
         raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have steps of shape {sizes}.")
-    return steps_of(_read_integers(source, sizes, SMALLEST, LARGEST))
-
-
-def _write_integers(sink: Sink, values: Tensor) -> None:
-    """The one in the middle; for several also the unit of the differences from it, and these in contexts."""
-    numbers = values.detach().cpu().numpy().astype(np.int32)
-    middle = int(np.sort(numbers, axis=None)[numbers.size // 2]) if numbers.size else 0
-    sink.heads.svarint(middle)
-    if numbers.size > 1:
-        unit = max(int(np.gcd.reduce(numbers - middle, axis=None)), 1)
-        sink.heads.uvarint(unit)
-        data = context_coder.encode((numbers - middle).reshape(numbers.shape[0], -1) // unit)
-        sink.heads.uvarint(len(data))
-        sink.heads.raw(data)
-
-
-def _read_integers(source: Source, shape: tuple[int, ...], least: int, most: int) -> Tensor:
-    """Raises: ArtifactError: one is not in [least, most]."""
-    middle, n = source.heads.svarint(), int(np.prod(shape))
-    numbers = np.zeros(n, dtype=np.int64)
-    if n > 1:
-        unit = min(source.heads.uvarint(), 1 << 16)
-        data = source.heads.raw(source.heads.uvarint())
-        numbers += unit * context_coder.decode(data, shape[0], n // shape[0]).reshape(-1).astype(np.int64)
-    numbers += min(max(middle, -(1 << 20)), 1 << 20)
-    if n and not least <= int(numbers.min()) <= int(numbers.max()) <= most:
-        raise ArtifactError(f"artifact: steps or zeros of a grid must be in [{least}, {most}]; the file is damaged.")
-    return torch.from_numpy(numbers.astype(np.int16)).reshape(shape)
+    if math.prod(sizes) > max(math.prod(shape), 1):  # empty, and of huge dimensions
+        raise ArtifactError(f"artifact: a tensor of shape {shape} cannot have {math.prod(sizes)} steps.")
+    return steps_of(read_integers(source, sizes, SMALLEST, LARGEST, _WHAT))

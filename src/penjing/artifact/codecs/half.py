@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from penjing.artifact.codecs.codec import Codec, Decoded, Located, Sink, Source
@@ -11,7 +12,7 @@ from penjing.errors import ArtifactError
 from penjing.representation import Half, Representation
 from penjing.representation.half import FORMATS, Format
 
-_FORMATS: tuple[Format, ...] = ("float16", "bfloat16")
+HALVES: tuple[Format, ...] = ("float16", "bfloat16")
 """Their order is the file format: only append."""
 
 
@@ -26,22 +27,22 @@ class HalfCodec(Codec):
     def variant(self, value: Tensor, stack: Sequence[Representation], sink: Sink) -> int:
         half = stack[-1]
         assert isinstance(half, Half)
-        return _FORMATS.index(half.format)
+        return HALVES.index(half.format)
 
     def write(self, value: Tensor, stack: Sequence[Representation], variant: int, sink: Sink) -> None:
-        stored = value.to(FORMATS[_FORMATS[variant]])
+        stored = value.to(FORMATS[HALVES[variant]])
         self._plain.write(stored, (), self._plain.variant(stored, (), sink), sink)
 
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
-        if variant >= len(_FORMATS):
+        if variant >= len(HALVES):
             raise ArtifactError(
                 "artifact: a tensor of two bytes is of a type that this version of penjing does not know."
             )
-        dtype = FORMATS[_FORMATS[variant]]
+        dtype = FORMATS[HALVES[variant]]
         found = self._plain.locate(shape, DTYPES.index(dtype), source)
 
         def decode() -> Decoded:
             value = found.decode().value.float()
-            return Decoded(value, Half(_FORMATS[variant]), value)
+            return Decoded(value, Half(HALVES[variant]), value)
 
-        return Located(found.dtype, found.coder, decode)
+        return Located(torch.float32, found.coder, decode)

@@ -45,7 +45,7 @@ class MaskCodec(Codec):
         packed = packed_planes(kept) if variant >= _PACKED else None
         if packed is not None:
             sink.heads.uvarint(len(packed))
-        sink.blobs += elements(kept).data if packed is None else packed
+        sink.blob(elements(kept).data if packed is None else packed)
 
     def locate(self, shape: tuple[int, ...], variant: int, source: Source) -> Located:
         is_packed = variant >= _PACKED
