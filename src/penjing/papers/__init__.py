@@ -24,6 +24,7 @@ CLAIMS: dict[str, str] = {
     "binarized-network": "binarized_network",
     "xnor-net": "xnor_net",
     "fewer-bits": "fewer_bits",
+    "calibrated-coding": "calibrated_coding",
 }
 """By its word on the command line, the file of each claim."""
 

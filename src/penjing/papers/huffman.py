@@ -191,7 +191,7 @@ CLAIM = Claim(
     data=("mnist",),
     settings={
         "full": Experiment(),
-        "quick": Experiment(epochs={"LeNet-300-100": 2}, bits=(3, 5, 8), sparse_epochs={"LeNet-300-100": 1}),
+        "quick": Experiment(epochs=dict.fromkeys(MODELS, 1), bits=(3, 5, 8), sparse_epochs=dict.fromkeys(MODELS, 1)),
     },
     arms=arms,
     measure=measure,

@@ -81,6 +81,18 @@ class Laboratory:
         splits = self.splits(name, **settings)
         return Task(splits.train, splits.valid, splits.test)
 
+    def weights(self, name: str) -> Path:
+        """A file of given weights, FOLDER/NAME.safetensors or FOLDER/weights/NAME.safetensors.
+
+        Raises: DataError: it is not there.
+        """
+        file = f"{name}.safetensors"
+        root = _needed(self.data_folder, f"of weights {file}")
+        found = next((path for path in (root / file, root / "weights" / file) if path.is_file()), None)
+        if found is None:
+            raise DataError(f"reproduce: {file} is needed; put it into {root} or {root / 'weights'}.")
+        return found
+
     def build(self, make: Callable[[], nn.Module], task: Task, *, name: str = "model") -> Network:
         """A network with weights drawn from the seed, the same in all arms."""
         seed_everything(derive_seed(self.seed, name))

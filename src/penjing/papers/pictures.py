@@ -49,6 +49,28 @@ def curves(
     return alt.layer(band, line).properties(title=title, **_SIZE)
 
 
+def traces(
+    rows: Sequence[Row], x: str, y: str, *, title: str, order: Sequence[str] = (), log_y: bool = False
+) -> alt.LayerChart:
+    """A line with dots for each arm and seed, where seeds do not share their x.
+
+    Args:
+        rows: each with "arm", "seed" and the fields named by x and y.
+        order: arms in the order of the legend.
+    """
+    return (
+        alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+        .mark_line(point=True, opacity=0.75)
+        .encode(
+            x=alt.X(f"{x}:Q", title=x, scale=alt.Scale(zero=False)),
+            y=alt.Y(f"{y}:Q", title=y, scale=alt.Scale(type="log" if log_y else "linear", zero=False)),
+            color=alt.Color("arm:N", title=None, scale=alt.Scale(range=list(_RANGE)), sort=list(order) or None),
+            detail="seed:N",
+        )
+        .properties(title=title, **_SIZE)
+    )
+
+
 def dots(
     rows: Sequence[Row], value: str, *, title: str, order: Sequence[str] = (), log: bool = False
 ) -> alt.LayerChart:

@@ -24,6 +24,7 @@ from penjing.errors import SettingError
 from penjing.graph import Network, select
 from penjing.graph.modules import kind_of
 from penjing.graph.network import MODULE
+from penjing.quantization.roundable import check_roundable
 from penjing.quantization.sign_inputs import (
     MATRICES,
     ends,
@@ -213,6 +214,7 @@ class Binarize(TrainedStage):
 
     def apply(self, bench: Workbench) -> None:
         network = bench.network
+        check_roundable(network, self.label)
         paths = self.chosen(network)
         signed = [path for path in paths if path not in ends(network)[0]] if self.activations else []
         if signed:

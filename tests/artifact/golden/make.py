@@ -10,7 +10,7 @@ import hashlib
 import json
 import runpy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from penjing.graph import Network, Node
 from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import INPUT, MODULE, OUTPUT
 from penjing.graph.ops import OPERATIONS
-from penjing.quantization import Scheme, quantize_
-from penjing.quantization.cluster import cluster_
+from penjing.quantization import Scheme, Search, binarize_, cluster_, quantize_
 from penjing.quantization.error_feedback import rounded_with_feedback
 from penjing.representation import Grid, Half, Mask, represent_
 
@@ -96,6 +95,19 @@ def _grids() -> bytes:
         return encode(_chain(dict(layers)))
 
 
+def _signs_and_scaled_codebooks() -> bytes:
+    layers = {f"l{i}": nn.Linear(8, 12, bias=False) for i in range(6)}
+    binarize_(layers["l0"], "weight", "binary", "none")
+    binarize_(layers["l1"], "weight", "binary", "filter")
+    binarize_(layers["l2"], "weight", "ternary", "tensor")
+    represent_(layers["l3"], "weight", Mask(torch.rand(12, 8) < 0.5))
+    binarize_(layers["l3"], "weight", "ternary", "filter")
+    cluster_(layers["l4"], "weight", 5, Search(per="channel"))
+    represent_(layers["l5"], "weight", Mask(torch.rand(12, 8) < 0.5))
+    cluster_(layers["l5"], "weight", 5, Search(per="channel"))
+    return encode(_chain(dict(layers)))
+
+
 def _masks_and_halves() -> bytes:
     layers = {f"l{i}": nn.Linear(40, 30) for i in range(4)}
     represent_(layers["l0"], "weight", Mask(torch.rand(30, 40) < 0.5))
@@ -117,9 +129,10 @@ def _modules() -> bytes:
     return encode(_chain(dict(layers)))
 
 
-def _operations() -> bytes:
+def _operations(names: Sequence[str] = tuple(OPERATIONS)) -> bytes:
     nodes = [Node("x", INPUT), Node("z", INPUT)]
-    for name, operation in OPERATIONS.items():
+    for name in names:
+        operation = OPERATIONS[name]
         n = 2 if operation.n_inputs is None else operation.n_inputs
         settings = {key: _SETTINGS.get(key, 1) for key in operation.settings}
         nodes.append(Node(f"n_{name}", name, tuple(node.name for node in nodes[len(nodes) - n :]), settings=settings))
@@ -158,9 +171,11 @@ def _of_tests(name: str) -> Callable[[], bytes]:
 FILES: dict[str, Callable[[], bytes]] = {
     "0.2.0-codebooks": _codebooks,
     "0.2.0-grids": _grids,
+    "0.2.0-signs-and-scaled-codebooks": _signs_and_scaled_codebooks,
     "0.2.0-masks-and-halves": _masks_and_halves,
     "0.2.0-modules": _modules,
     "0.2.0-operations": _operations,
+    "0.2.0-sign": lambda: _operations(["sign_through"]),
     "0.2.0-tensors": _types,
     "0.2.0-several": _several,
     "0.2.0-exits": _of_tests("exits"),
