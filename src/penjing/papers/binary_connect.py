@@ -15,7 +15,7 @@ from penjing.graph import Network
 from penjing.papers.claim import Arms, Check, Claim, Figures
 from penjing.papers.laboratory import Laboratory
 from penjing.papers.pictures import dots, side_by_side
-from penjing.quantization.binarize import Binarize, refresh_norms_
+from penjing.quantization import Binarize, refresh_norms_
 from penjing.representation import Signs, named_weights, plain, representations
 from penjing.settings import Settings
 from penjing.training import Schedule, Task

@@ -64,7 +64,13 @@ def traces(
         .encode(
             x=alt.X(f"{x}:Q", title=x, scale=alt.Scale(zero=False)),
             y=alt.Y(f"{y}:Q", title=y, scale=alt.Scale(type="log" if log_y else "linear", zero=False)),
-            color=alt.Color("arm:N", title=None, scale=alt.Scale(range=list(_RANGE)), sort=list(order) or None),
+            color=alt.Color(
+                "arm:N",
+                title=None,
+                scale=alt.Scale(range=list(_RANGE)),
+                sort=list(order) or None,
+                legend=alt.Legend(labelLimit=0, columns=3),
+            ),
             detail="seed:N",
         )
         .properties(title=title, **_SIZE)

@@ -6,7 +6,6 @@ from penjing.quantization.binarize import (
     binarize_,
     binarize_network,
     follow_signs_,
-    refresh_norms_,
     settle_signs_,
 )
 from penjing.quantization.bit_allocation import Choice, allocate
@@ -22,6 +21,7 @@ from penjing.quantization.following import follow_originals_, keep_codes_, reclu
 from penjing.quantization.half_precision import HalfPrecision, halve_, halve_network
 from penjing.quantization.kmeans import entropy_constrained, kmeans_1d
 from penjing.quantization.quantize import Quantize, follow_grids_, quantize_network, settle_grids_
+from penjing.quantization.refresh_norms import refresh_norms_
 from penjing.quantization.search import Search
 from penjing.quantization.sign_inputs import with_sign_inputs
 from penjing.quantization.uniform import Scheme, quantize_, quantized

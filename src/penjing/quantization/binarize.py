@@ -24,6 +24,7 @@ from penjing.errors import SettingError
 from penjing.graph import Network, select
 from penjing.graph.modules import kind_of
 from penjing.graph.network import MODULE
+from penjing.quantization.refresh_norms import refresh_norms_
 from penjing.quantization.roundable import check_roundable
 from penjing.quantization.sign_inputs import (
     MATRICES,
@@ -155,24 +156,6 @@ def glorot(shape: Sequence[int]) -> float:
     Source: Glorot and Bengio 2010, equation 16, the deviation of weights times sqrt(3) / 2.
     """
     return math.sqrt(1.5 / max((shape[0] + shape[1]) * math.prod(shape[2:]), 1))
-
-
-@torch.no_grad()
-def refresh_norms_(network: Network, batches: Sequence[Batch]) -> None:
-    """Give batch norms the mean and variance of these batches, in place; the rest computes as in evaluation."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    was_training = network.training
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None  # a plain mean over batches
-    for batch in batches:
-        network.all_answers(*batch.args, **batch.kwargs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.train(was_training)
 
 
 class Binarize(TrainedStage):

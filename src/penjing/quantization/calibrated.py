@@ -15,20 +15,22 @@ Source: Frantar et al. 2023 (GPTQ), arXiv:2210.17323, for the feedback; Shoham a
 `error_feedback` for the rest. Deviates: two kinds of second moments; the divergence of the answers is measured, and
 sets the noise.
 
-Without any inputs the same is done without feedback: one step for all layers, batch norms not folded, since a folded norm makes
-rows of very different weight alike.
+Without any inputs one noise serves all rows of all layers, and batch norms are not folded, since a folded norm makes rows of
+very different weight alike. Smooth noise takes the place of the samples: where every norm brings it to the mean and variance
+that the norm's own shift and scale say, what layers take is like what they take of true inputs (`moments_of_noise`). In a
+network without batch norms nothing is known of what goes through it, and weights are rounded without feedback.
 """
 
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from penjing.artifact import encode
 from penjing.errors import SettingError
@@ -37,10 +39,11 @@ from penjing.measurement.divergence import divergence, final_answers
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.error_feedback import conditional_factor, rounded_with_feedback, squared_change
 from penjing.quantization.quantize import quantize_vectors_
+from penjing.quantization.refresh_norms import refresh_norms_
 from penjing.quantization.roundable import check_roundable
 from penjing.representation import Grid, Mask, Ties, plain, represent_, representations
 from penjing.representation.steps import exponents_of, steps_of
-from penjing.sensitivity import gradient_moments, input_covariances, layer_weights, weighted_layers
+from penjing.sensitivity import gradient_moments, input_covariances, layer_weights, noise_inputs, weighted_layers
 from penjing.training import Batch, Stage, Workbench
 
 _LARGEST = (1 << 15) - 1
@@ -51,6 +54,7 @@ _LEAST_INFORMATION = 0.05
 """Of a row, as a part of the layer's mean: one that no sample spoke of must not be rounded to nothing."""
 _COARSE = 4
 """Steps of rows and columns differ by whole quarters of an octave; finer ones would cost more than they save."""
+_NOISE_SAMPLES = 256
 _FINER = 0.55
 """A step of dependent quantization has about the error of a plain one of this part of it."""
 
@@ -98,15 +102,39 @@ def layer_statistics(
     return found
 
 
-def statistics_without_inputs(network: Network) -> dict[str, LayerStatistics]:
-    """By weight: the same information everywhere, so that noise is a step in units of the root mean square of all weights."""
+def moments_of_noise(
+    network: Network, *, classes: bool, generator: torch.Generator
+) -> dict[str, LayerStatistics] | None:
+    """`layer_statistics` of smooth noise in a network whose batch norms have that noise's own statistics.
+
+    A norm then gives each channel the mean beta and the deviation |gamma|, as it does for the inputs it was trained with.
+    Returns: None where there are no such norms, or inputs are whole numbers.
+    """
+    batches = noise_inputs(network, _NOISE_SAMPLES, generator)
+    if batches is None or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        return None
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    batches = [batch.to(device) for batch in batches]
+    adapted = copy.deepcopy(network).eval()
+    refresh_norms_(adapted, batches)
+    return layer_statistics(adapted, batches, classes=classes, generator=generator)
+
+
+def statistics_without_inputs(
+    network: Network, moments: Mapping[str, LayerStatistics] | None = None
+) -> dict[str, LayerStatistics]:
+    """By weight: the same information everywhere, so that noise is a step in units of the root mean square of all weights.
+
+    Args:
+        moments: where factors are taken from; None: there are none.
+    """
     weights = layer_weights(network)
     squares = sum(float(w.double().square().sum()) for w in weights.values())
     mean = squares / max(sum(w.numel() for w in weights.values()), 1)
-    return {
-        name: LayerStatistics(torch.full((len(w),), 1 / max(mean, 1e-20), dtype=torch.float64))
-        for name, w in weights.items()
-    }
+    same = {name: torch.full((len(w),), 1 / max(mean, 1e-20), dtype=torch.float64) for name, w in weights.items()}
+    if moments is None:
+        return {name: LayerStatistics(own) for name, own in same.items()}
+    return {name: replace(moments[name], information=own) for name, own in same.items()}
 
 
 @dataclass(frozen=True)
@@ -262,7 +290,7 @@ class CalibratedCoding(Stage):
     samples: int = Field(
         default=1024,
         ge=0,
-        description="training samples to calibrate on; labels are not looked at; 0: none, without feedback",
+        description="training samples to calibrate on; labels are not looked at; 0: none, noise where batch norms allow it",
     )
     dependent: bool = Field(
         default=True, description="dependent (trellis-coded) quantization: smaller, slower to write"
@@ -291,7 +319,8 @@ class CalibratedCoding(Stage):
         return self
 
     def apply(self, bench: Workbench) -> None:
-        device = bench.accelerator.device
+        device, classes = bench.accelerator.device, bench.task.is_classification
+        generator = torch.Generator().manual_seed(bench.seed)
         if self.samples:
             before, stayed = fold_batch_norms(bench.network)
             before.to(device).eval()
@@ -301,18 +330,21 @@ class CalibratedCoding(Stage):
                     f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
                 )
             batches = bench.samples("calibration", self.samples)
-            generator = torch.Generator().manual_seed(bench.seed)
-            statistics = layer_statistics(before, batches, classes=bench.task.is_classification, generator=generator)
+            statistics = layer_statistics(before, batches, classes=classes, generator=generator)
         else:
+            bench.network.to(device)
+            check_roundable(bench.network, self.label)
+            moments = moments_of_noise(bench.network, classes=classes, generator=generator)
             bench.warn(
-                "no samples: nothing is calibrated, weights are rounded without feedback, biases are not corrected"
+                "no samples: weights are rounded without feedback, biases are not corrected"
+                if moments is None
+                else "no samples: feedback goes by noise that batch norms make like their inputs; biases are not corrected"
             )
             before, settled = settled_batch_norms(bench.network)
-            before.to(device).eval()
-            check_roundable(before, self.label)
+            before.eval()
             if settled:
                 bench.warn("batch norms became scales and shifts; a training after this stage would begin far off")
-            batches, statistics = [], statistics_without_inputs(before)
+            batches, statistics = [], statistics_without_inputs(before, moments)
         search = _Search(self, bench, before, batches, statistics)
         noise = self.noise if self.noise is not None else float(bench.decide("noise", search.found))
         bench.network, coded, named = search.coded(noise)

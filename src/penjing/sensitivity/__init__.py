@@ -10,6 +10,7 @@ from penjing.sensitivity.inputs import input_mean_squares
 from penjing.sensitivity.layer_weights import layer_weights, weighted_layers
 from penjing.sensitivity.mas import memory_aware_synapses
 from penjing.sensitivity.merging import merge_importances
+from penjing.sensitivity.noise_inputs import noise_inputs, smooth_noise
 from penjing.sensitivity.per_sample import per_sample_gradients
 from penjing.sensitivity.synaptic_intelligence import SynapticIntelligence, path_importance
 
@@ -27,7 +28,9 @@ __all__ = [
     "mean_gradient",
     "memory_aware_synapses",
     "merge_importances",
+    "noise_inputs",
     "path_importance",
     "per_sample_gradients",
+    "smooth_noise",
     "weighted_layers",
 ]
