@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from penjing.artifact import encode
+from penjing.artifact import decode, encode
 from penjing.errors import SettingError
 from penjing.graph import Network, trace
 from penjing.quantization import Choice, Quantize, Scheme, allocate, correct_biases_, quantize_, quantized
 from penjing.quantization.bias_correction import mean_changes
+from penjing.quantization.quantize import FollowGrids, follow_grids_, following
 from penjing.representation import Grid, Mask, named_weights, represent_, representations
 from penjing.training import Batch, Task, Workbench
 
@@ -194,6 +196,37 @@ def test_training_goes_through_the_rounding(network: Network, task: Task) -> Non
     assert len(trained.network.get_submodule("3").weight[0].unique()) <= 3
 
 
+def test_a_price_makes_codes_short_and_kept_norms_become_scales_and_shifts(network: Network, task: Task) -> None:
+    sizes = []
+    for price in (0.0, 1.0):
+        bench = _bench(network, task)
+        Quantize(bits=4, per="tensor", norms="keep", epochs=6, lr=0.02, price=price).apply(bench)
+        sizes.append(len(encode(bench.network)))
+        norm = bench.network.get_submodule("1")
+        assert not norm.running_mean.any() and float((norm.running_var + norm.eps - 1).abs().max()) < 1e-6
+        again = decode(encode(bench.network)).eval()
+        x = torch.randn(8, 2, 6, 6)
+        torch.testing.assert_close(again(x), bench.network.eval()(x), rtol=1e-5, atol=1e-5)
+    assert sizes[1] < 0.9 * sizes[0]  # heads and vectors do not shrink
+
+
+def test_the_price_is_of_the_bits_a_weight_of_the_codes_as_they_are(network: Network, task: Task) -> None:
+    bench = _bench(network, task)
+    Quantize(bits=3, correct_biases=False).apply(bench)
+    follow_grids_(bench.network)
+    for grid, original in following(bench.network):  # put every original on its grid
+        original.data.copy_(grid.values())
+    fit = SimpleNamespace(network=bench.network)
+    loss = FollowGrids(price=2.0).loss(fit, None, None)  # type: ignore[arg-type]
+    bits, n = 0.0, 0
+    for grid, original in following(bench.network):
+        if original.dim() > 1:
+            _, counts = grid.codes.unique(return_counts=True)
+            p = (counts + 0.5) / (grid.codes.numel() + 0.5 * 7)
+            bits, n = bits - float((counts * p.log2()).sum()), n + grid.codes.numel()
+    assert loss is not None and float(loss.detach()) == pytest.approx(2 * bits / n, rel=1e-4)
+
+
 def test_a_file_is_as_small_as_it_was_asked_to_be(network: Network, task: Task) -> None:
     sizes = {}
     for bits in (8, 4, 2):
@@ -215,6 +248,7 @@ def test_a_file_is_as_small_as_it_was_asked_to_be(network: Network, task: Task) 
         ({"bits": 1}, "a symmetric grid of 1 bit holds nothing but 0"),
         ({"layers": {"0": 1}}, "a symmetric grid of 1 bit holds nothing but 0"),
         ({"layers": {"0": 9}}, "each number must be 1 to 8, or 16"),
+        ({"price": 0.1}, "price is paid while training; give epochs"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, object], message: str) -> None:

@@ -1,9 +1,9 @@
 """The stage that gives weights fewer bits: after training, or while training goes on."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -12,16 +12,19 @@ from torch import Tensor
 from penjing.artifact import encode
 from penjing.entropy import context_coder
 from penjing.errors import SettingError
-from penjing.graph import Network, fold_batch_norms, select
+from penjing.graph import Network, fold_batch_norms, select, settled_batch_norms
 from penjing.measurement.divergence import divergence, final_answers
+from penjing.objective import code_lengths, expected_code_length
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.bit_allocation import Choice, allocate
 from penjing.quantization.roundable import check_roundable
 from penjing.quantization.uniform import Per, Range, Scheme, quantize_, quantized, steps_shape
 from penjing.representation import Grid, Ties, named_weights, plain, representations
 from penjing.shapes import Json
-from penjing.training import Fit, Part, TrainedStage, Workbench
+from penjing.training import Batch, Fit, Part, TrainedStage, Workbench
+from penjing.training.part import Answers
 
+Norms = Literal["fold", "keep"]
 _TRIED_BITS = (8, 7, 6, 5, 4, 3, 2)
 _AS_IT_IS = 16
 _MOST_ATTEMPTS = 8
@@ -71,20 +74,51 @@ def follow_grids_(network: Network) -> None:
             owner.parametrizations[name].original.requires_grad_(True)  # type: ignore[index, union-attr]
 
 
-def settle_grids_(network: Network) -> None:
-    """The inverse: fix the codes as they now are."""
+def following(network: Network) -> Iterator[tuple[Grid, Tensor]]:
+    """Every grid that follows, with what it rounds: the original, masked where there is a mask."""
     for _, owner, name in named_weights(network):
         stack = representations(owner, name)
         if stack and isinstance(stack[-1], Grid) and stack[-1].follow:
             below: Tensor = owner.parametrizations[name].original  # type: ignore[index, union-attr]
             for part in stack[:-1]:
                 below = part(below)
-            stack[-1].settle_(below.detach())
+            yield stack[-1], below
+
+
+def settle_grids_(network: Network) -> None:
+    """The inverse: fix the codes as they now are."""
+    for grid, original in list(following(network)):
+        grid.settle_(original.detach())
+    for _, owner, name in named_weights(network):
+        stack = representations(owner, name)
+        if stack and isinstance(stack[-1], Grid):
             owner.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
 
 
 class FollowGrids(Part):
-    """Straight-through training: the codes are fixed when it is over."""
+    """Straight-through training: the codes are fixed when it is over.
+
+    With a price the loss has a term more: price * the bits a weight that `expected_code_length` foresees, over matrices and
+    filters, with the code lengths of the codes as they now are in each layer. Source: of the idea, Wiedemann, Mueller and Samek
+    2020, arXiv:1812.07520 (entropy-constrained training). Deviates: straight through, steps are trained too.
+    """
+
+    def __init__(self, price: float = 0.0) -> None:
+        self.price = price
+
+    def loss(self, fit: Fit, batch: Batch, answers: Answers) -> Tensor | None:
+        if not self.price:
+            return None
+        bits, n = [], 0
+        for grid, original in following(fit.network):
+            if original.dim() > 1:
+                positions = grid.positions(original).float()
+                with torch.no_grad():
+                    codes = torch.round(positions.clamp(grid.low, grid.high))
+                    lengths = code_lengths(codes, grid.low, grid.high)
+                bits.append(expected_code_length(positions, lengths, grid.low))
+                n += original.numel()
+        return self.price * torch.stack(bits).sum() / n if bits else None
 
     def finish(self, fit: Fit) -> None:
         settle_grids_(fit.network)
@@ -121,6 +155,16 @@ class Quantize(TrainedStage):
         description="size of the file; the bits of each layer are then chosen, 2 to 8, by what they do",
     )
     vector_bits: int = Field(default=10, ge=2, le=15, description="bits of biases and norms, one step for each vector")
+    price: float = Field(
+        default=0.0,
+        ge=0,
+        description="what a bit a weight is worth while training, in units of the loss; codes then become short, 0.05 is much",
+    )
+    norms: Norms = Field(
+        default="fold",
+        description="batch norms are folded into the layers before them, or kept as layers while training, and then written as "
+        "scales and shifts",
+    )
 
     @field_validator("layers")
     @classmethod
@@ -136,6 +180,8 @@ class Quantize(TrainedStage):
             raise SettingError(
                 "quantize: a symmetric grid of 1 bit holds nothing but 0; use symmetric: false, or bits: 2."
             )
+        if self.price and not self.epochs:
+            raise SettingError("quantize: price is paid while training; give epochs, or leave price out.")
         return self
 
     def scheme(self) -> Scheme:
@@ -143,7 +189,8 @@ class Quantize(TrainedStage):
         return Scheme(self.bits, self.per, self.group_size, self.symmetric, self.range, self.percentile)
 
     def apply(self, bench: Workbench) -> None:
-        network, stayed = fold_batch_norms(bench.network)
+        kept = self.norms == "keep"
+        network, stayed = (copy.deepcopy(bench.network), []) if kept else fold_batch_norms(bench.network)
         network.to(bench.accelerator.device)
         check_roundable(network, self.label)
         for name in stayed:
@@ -155,16 +202,20 @@ class Quantize(TrainedStage):
         if self.max_bytes is not None:
             bits = self._allocated(bench, network, before, bits)
         quantize_matrices_(network, scheme, bits)
-        if self.correct_biases:
+        if self.correct_biases and not (kept and self.epochs):
             correct_biases_(before, network, bench.samples("biases", self.samples))
-        for name in quantize_vectors_(network, self.vector_bits):
-            bench.warn(f"{name} belongs to no layer of torch.nn; it stays float32 in the file")
+        others = [] if kept else quantize_vectors_(network, self.vector_bits)
         bench.network = network
         bench.facts["bits"] = dict(bits)
         if self.epochs:
             follow_grids_(network)
-            bench.train(self.schedule(), [*self.parts(bench), FollowGrids()])
+            bench.train(self.schedule(), [*self.parts(bench), FollowGrids(self.price)])
             settle_grids_(network)  # also where a finished training was only read
+        if kept:
+            bench.network, _ = settled_batch_norms(network)
+            others = quantize_vectors_(bench.network, self.vector_bits)
+        for name in others:
+            bench.warn(f"{name} belongs to no layer of torch.nn; it stays float32 in the file")
 
     def _bits(self, network: Network) -> dict[str, int]:
         """By layer with a matrix; those that are left alone, or hold what an earlier one holds, are not in it."""
@@ -192,7 +243,7 @@ class Quantize(TrainedStage):
         for _ in range(_MOST_ATTEMPTS):
             chosen = allocate(choices, self.max_bytes - spare)
             bits = bits | {path: choice.bits for path, choice in chosen.items()}
-            trial = copy.deepcopy(network)
+            trial = settled_batch_norms(network)[0] if self.norms == "keep" else copy.deepcopy(network)
             quantize_network(trial, self.scheme(), bits, self.vector_bits)
             size = len(encode(trial))
             if size <= self.max_bytes:

@@ -28,6 +28,7 @@ from penjing.artifact import load
 from penjing.errors import PenjingError, SettingError, nearest
 from penjing.recipe.budget import Budget
 from penjing.settings import Settings
+from penjing.tasks import sentences
 from penjing.training import BASELINE, Stage, Task, Train
 
 NAME_PATTERN = r"^[\w.-]+$"
@@ -42,11 +43,12 @@ STAGES: dict[str, type[Stage]] = {
 }
 """Every stage by its word in a recipe."""
 
-DATA: dict[str, Callable[..., data.Splits]] = {
+DATA: dict[str, Callable[..., data.Splits | Task]] = {
     "digits": data.digits,
     "mnist": data.mnist,
     "image-folder": data.image_folder,
     "hub": data.hub,
+    "sentences": sentences,
 }
 """Every data set by its word in a recipe; `package.module:function` works too."""
 

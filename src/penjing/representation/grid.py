@@ -85,6 +85,11 @@ class Grid(Representation):
         codes = inside + (torch.round(inside) - inside).detach()
         return (codes - zero) * step
 
+    def positions(self, original: Tensor) -> Tensor:
+        """original / step + zero: where originals lie, in units of codes and not clipped; gradients reach both."""
+        step, zero = self._spread()
+        return original / step + zero
+
     @torch.no_grad()
     def values(self) -> Tensor:
         """The weight that the codes stand for: what `forward` gives, in a tensor's memory and no more."""
