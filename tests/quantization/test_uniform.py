@@ -196,11 +196,11 @@ def test_training_goes_through_the_rounding(network: Network, task: Task) -> Non
     assert len(trained.network.get_submodule("3").weight[0].unique()) <= 3
 
 
-def test_a_price_makes_codes_short_and_kept_norms_become_scales_and_shifts(network: Network, task: Task) -> None:
+def test_a_rate_is_reached_and_kept_norms_become_scales_and_shifts(network: Network, task: Task) -> None:
     sizes = []
-    for price in (0.0, 1.0):
+    for rate in (None, 1.5):
         bench = _bench(network, task)
-        Quantize(bits=4, per="tensor", norms="keep", epochs=6, lr=0.02, price=price).apply(bench)
+        Quantize(bits=4, per="tensor", norms="keep", epochs=6, lr=0.02, rate=rate).apply(bench)
         sizes.append(len(encode(bench.network)))
         norm = bench.network.get_submodule("1")
         assert not norm.running_mean.any() and float((norm.running_var + norm.eps - 1).abs().max()) < 1e-6
@@ -217,7 +217,7 @@ def test_the_price_is_of_the_bits_a_weight_of_the_codes_as_they_are(network: Net
     for grid, original in following(bench.network):  # put every original on its grid
         original.data.copy_(grid.values())
     fit = SimpleNamespace(network=bench.network)
-    loss = FollowGrids(price=2.0).loss(fit, None, None)  # type: ignore[arg-type]
+    loss = FollowGrids(rate=1.0, price=2.0).loss(fit, None, None)  # type: ignore[arg-type]
     bits, n = 0.0, 0
     for grid, original in following(bench.network):
         if original.dim() > 1:
@@ -248,7 +248,8 @@ def test_a_file_is_as_small_as_it_was_asked_to_be(network: Network, task: Task) 
         ({"bits": 1}, "a symmetric grid of 1 bit holds nothing but 0"),
         ({"layers": {"0": 1}}, "a symmetric grid of 1 bit holds nothing but 0"),
         ({"layers": {"0": 9}}, "each number must be 1 to 8, or 16"),
-        ({"price": 0.1}, "price is paid while training; give epochs"),
+        ({"rate": 0.1}, "rate needs epochs to reach it in, per: tensor"),
+        ({"rate": 1, "epochs": 1, "per": "tensor", "max_bytes": 9}, "only one can decide"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, object], message: str) -> None:

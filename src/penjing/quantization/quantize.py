@@ -1,6 +1,7 @@
 """The stage that gives weights fewer bits: after training, or while training goes on."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
@@ -17,6 +18,7 @@ from penjing.measurement.divergence import divergence, final_answers
 from penjing.objective import code_lengths, expected_code_length
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.bit_allocation import Choice, allocate
+from penjing.quantization.rated_steps import steps_at_rate
 from penjing.quantization.roundable import check_roundable
 from penjing.quantization.uniform import Per, Range, Scheme, quantize_, quantized, steps_shape
 from penjing.representation import Grid, Ties, named_weights, plain, representations
@@ -28,6 +30,8 @@ Norms = Literal["fold", "keep"]
 _TRIED_BITS = (8, 7, 6, 5, 4, 3, 2)
 _AS_IT_IS = 16
 _MOST_ATTEMPTS = 8
+_PRICE_RATE = 0.01
+_LARGEST_PRICE = 100.0
 
 
 def quantize_network(network: Network, scheme: Scheme, bits: Mapping[str, int], vector_bits: int) -> list[str]:
@@ -98,16 +102,34 @@ def settle_grids_(network: Network) -> None:
 class FollowGrids(Part):
     """Straight-through training: the codes are fixed when it is over.
 
-    With a price the loss has a term more: price * the bits a weight that `expected_code_length` foresees, over matrices and
-    filters, with the code lengths of the codes as they now are in each layer. Source: of the idea, Wiedemann, Mueller and Samek
-    2020, arXiv:1812.07520 (entropy-constrained training). Deviates: straight through, steps are trained too.
+    With a rate the loss has a term more: price * the bits a weight that `expected_code_length` foresees, over matrices and
+    filters, with the code lengths of the codes as they now are in each layer. The price follows what is wanted: after each step
+    price <- price * exp(0.01 (bits / rate - 1)).
+    Source: of the idea, Wiedemann, Mueller and Samek 2020, arXiv:1812.07520 (entropy-constrained training). Deviates: straight
+    through, steps are trained too, the price is found while training.
+
+    Args:
+        rate: bits a weight; None: as many as it takes.
+    Attributes:
+        price: of a bit a weight, in units of the loss.
     """
 
-    def __init__(self, price: float = 0.0) -> None:
-        self.price = price
+    def __init__(self, rate: float | None = None, price: float = 0.1) -> None:
+        self.rate, self.price = rate, price
+        self._bits = 0.0
+
+    def state(self) -> dict[str, object]:
+        return {"price": self.price}
+
+    def load_state(self, state: dict[str, object]) -> None:
+        self.price = float(state["price"])  # type: ignore[arg-type]
+
+    def after_step(self, fit: Fit) -> None:
+        if self.rate is not None:
+            self.price = min(self.price * math.exp(_PRICE_RATE * (self._bits / self.rate - 1)), _LARGEST_PRICE)
 
     def loss(self, fit: Fit, batch: Batch, answers: Answers) -> Tensor | None:
-        if not self.price:
+        if self.rate is None:
             return None
         bits, n = [], 0
         for grid, original in following(fit.network):
@@ -118,7 +140,11 @@ class FollowGrids(Part):
                     lengths = code_lengths(codes, grid.low, grid.high)
                 bits.append(expected_code_length(positions, lengths, grid.low))
                 n += original.numel()
-        return self.price * torch.stack(bits).sum() / n if bits else None
+        if not bits:
+            return None
+        mean = torch.stack(bits).sum() / n
+        self._bits = float(mean.detach())
+        return self.price * mean
 
     def finish(self, fit: Fit) -> None:
         settle_grids_(fit.network)
@@ -155,10 +181,10 @@ class Quantize(TrainedStage):
         description="size of the file; the bits of each layer are then chosen, 2 to 8, by what they do",
     )
     vector_bits: int = Field(default=10, ge=2, le=15, description="bits of biases and norms, one step for each vector")
-    price: float = Field(
-        default=0.0,
-        ge=0,
-        description="what a bit a weight is worth while training, in units of the loss; codes then become short, 0.05 is much",
+    rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="bits a weight that codes take in the end, such as 1.2; training makes them short, `bits` only bounds them",
     )
     norms: Norms = Field(
         default="fold",
@@ -180,8 +206,13 @@ class Quantize(TrainedStage):
             raise SettingError(
                 "quantize: a symmetric grid of 1 bit holds nothing but 0; use symmetric: false, or bits: 2."
             )
-        if self.price and not self.epochs:
-            raise SettingError("quantize: price is paid while training; give epochs, or leave price out.")
+        if self.rate is not None and not (self.epochs and self.per == "tensor" and self.symmetric):
+            raise SettingError(
+                "quantize: rate needs epochs to reach it in, per: tensor and symmetric: true; got "
+                f"epochs: {self.epochs}, per: {self.per}, symmetric: {str(self.symmetric).lower()}."
+            )
+        if self.rate is not None and self.max_bytes is not None:
+            raise SettingError("quantize: rate and max_bytes are given; only one can decide.")
         return self
 
     def scheme(self) -> Scheme:
@@ -202,6 +233,8 @@ class Quantize(TrainedStage):
         if self.max_bytes is not None:
             bits = self._allocated(bench, network, before, bits)
         quantize_matrices_(network, scheme, bits)
+        if self.rate is not None:
+            self._begin_at_rate_(network, self.rate)
         if self.correct_biases and not (kept and self.epochs):
             correct_biases_(before, network, bench.samples("biases", self.samples))
         others = [] if kept else quantize_vectors_(network, self.vector_bits)
@@ -209,13 +242,32 @@ class Quantize(TrainedStage):
         bench.facts["bits"] = dict(bits)
         if self.epochs:
             follow_grids_(network)
-            bench.train(self.schedule(), [*self.parts(bench), FollowGrids(self.price)])
+            bench.train(self.schedule(), [*self.parts(bench), FollowGrids(self.rate)])
             settle_grids_(network)  # also where a finished training was only read
         if kept:
             bench.network, _ = settled_batch_norms(network)
             others = quantize_vectors_(bench.network, self.vector_bits)
         for name in others:
             bench.warn(f"{name} belongs to no layer of torch.nn; it stays float32 in the file")
+
+    def _begin_at_rate_(self, network: Network, rate: float) -> None:
+        """Steps with which the codes take so many bits from the start."""
+        grids: dict[str, Grid] = {}
+        originals: dict[str, Tensor] = {}
+        for full_name, owner, name in named_weights(network):
+            stack = representations(owner, name)
+            if stack and isinstance(stack[-1], Grid) and stack[-1].codes.dim() > 1:
+                grids[full_name] = stack[-1]
+                below = owner.parametrizations[name].original  # type: ignore[index, union-attr]
+                for part in stack[:-1]:
+                    below = part(below)
+                originals[full_name] = below.detach()
+        ends = {name: (grid.low, grid.high) for name, grid in grids.items()}
+        for name, step in steps_at_rate(originals, rate, ends).items():
+            grid = grids[name]
+            with torch.no_grad():
+                grid.steps.fill_(float(step))
+            grid.settle_(originals[name])
 
     def _bits(self, network: Network) -> dict[str, int]:
         """By layer with a matrix; those that are left alone, or hold what an earlier one holds, are not in it."""
