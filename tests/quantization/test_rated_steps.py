@@ -14,7 +14,7 @@ def entropy(codes: torch.Tensor) -> float:
     return float(-(p * p.log2()).sum())
 
 
-@pytest.mark.parametrize("rate", [0.5, 1.2, 2.0])
+@pytest.mark.parametrize("rate", [1.2, 2.0, 3.0])
 def test_no_other_steps_of_as_few_bits_have_less_error(rate: float) -> None:
     torch.manual_seed(0)
     weights = {"a": torch.randn(400), "b": torch.distributions.Laplace(0.0, 3.0).sample((200,))}
