@@ -20,6 +20,7 @@ from penjing.errors import DataError, SettingError
 from penjing.graph import Network, settled_batch_norms, trace
 from penjing.measurement.divergence import divergence
 from penjing.quantization import CalibratedCoding, Quantize, code_layer, layer_statistics
+from penjing.quantization.calibrated import with_unseen
 from penjing.quantization.error_feedback import conditional_factor, rounded_with_feedback, squared_change
 from penjing.representation import Grid, Mask, named_weights, represent_, representations
 from penjing.sensitivity import gradient_moments, input_covariances
@@ -140,6 +141,21 @@ def test_noise_under_the_norms_statistics_stands_in_for_samples(network: Network
     assert found == ["1"]
     x = torch.randn(4, 2, 8, 8)
     torch.testing.assert_close(settled.eval()(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_words_that_were_not_seen_get_the_share_that_held_out_sentences_give_them() -> None:
+    """Drawn from a Zipf law: the estimate for unseen rows is right to half an octave, where none of them was counted."""
+    generator = torch.Generator().manual_seed(0)
+    p = 1 / torch.arange(1, 3001).double()
+    p /= p.sum()
+    seen, held = (
+        torch.multinomial(p, n, replacement=True, generator=generator).bincount(minlength=3000) for n in (900, 300)
+    )
+    found = with_unseen(seen / 900, held / 300)
+    unseen = seen == 0
+    assert float(found[unseen].sum()) == pytest.approx(float(p[unseen].sum()), rel=0.4)
+    assert len(found[unseen].unique()) == 1 and float(found.min()) == float(found[unseen][0])
+    assert torch.equal(with_unseen(p, p), p)  # all were seen
 
 
 def test_what_is_left_of_a_row_is_the_least_squares_answer_to_the_rounding_so_far() -> None:

@@ -1,5 +1,6 @@
 """What a file is: a network, small, sound, and readable without its source code."""
 
+from penjing.artifact.codecs.codec import Speed
 from penjing.artifact.container import encode, save
 from penjing.artifact.inspect import Row, inspect
 from penjing.artifact.into import load_into
@@ -14,6 +15,7 @@ __all__ = [
     "Packed",
     "Packing",
     "Row",
+    "Speed",
     "TensorEntry",
     "decode",
     "dissect",

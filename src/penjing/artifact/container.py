@@ -22,15 +22,16 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 from penjing.artifact.codecs import CODECS, Blob, Blobs, Sink
+from penjing.artifact.codecs.codec import Speed
 from penjing.artifact.codecs.plain import Constant
 from penjing.artifact.manifest import write_graph
 from penjing.artifact.networks import by_name
 from penjing.artifact.slots import Slot, slots
 from penjing.entropy import ByteReader, ByteWriter
-from penjing.errors import ArtifactError
+from penjing.errors import ArtifactError, SettingError
 from penjing.files import write_atomically
 from penjing.graph.network import Network
 from penjing.representation import representations
@@ -45,29 +46,36 @@ LISTING = b"\x02"
 _CHUNK = 1 << 20
 
 
-def save(network: Network | Mapping[str, Network], path: str | Path) -> int:
+def save(network: Network | Mapping[str, Network], path: str | Path, *, speed: Speed = "small") -> int:
     """Write a network to a file, or several that share modules and tensors, by name.
 
+    Args:
+        speed: "small", or "fast" to read: codes are then packed or in Huffman's code, some 10 % longer.
     Returns: the size of the file in bytes. The file is there completely, or as it was before.
     Raises: as `encode`; RunError: the file cannot be written.
     """
-    content = _content(network)
+    content = _content(network, speed)
     write_atomically(Path(path), content)  # type: ignore[arg-type]  # as good as bytes, and not copied
     return len(content)
 
 
-def encode(network: Network | Mapping[str, Network]) -> bytes:
+def encode(network: Network | Mapping[str, Network], *, speed: Speed = "small") -> bytes:
     """The file's content. The same networks always give the same bytes.
 
+    Args:
+        speed: as in `save`.
+
     Raises: TraceError: a layer that cannot travel. ArtifactError: a tensor of a type that cannot be stored, or more
-        elements than a file of this size may hold.
+        elements than a file of this size may hold. SettingError: there is no such speed.
     """
-    return bytes(_content(network))
+    return bytes(_content(network, speed))
 
 
-def _content(network: Network | Mapping[str, Network]) -> bytearray:
+def _content(network: Network | Mapping[str, Network], speed: Speed) -> bytearray:
+    if speed not in get_args(Speed):
+        raise SettingError(f'artifact: speed must be "small" or "fast", got {speed!r}.')
     networks = by_name(network)
-    sink = Sink()
+    sink = Sink(speed)
     places = slots(networks)
     written: dict[tuple[int, ...], int] = {}
     for number, slot in enumerate(places):

@@ -165,6 +165,7 @@ def run_recipe(
         accelerator=accelerator,
         reporter=reporter,
         recipe=recipe,
+        speed=recipe.speed,
     )
     if talks:
         page = write_report(out)

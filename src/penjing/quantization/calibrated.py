@@ -88,10 +88,14 @@ def layer_statistics(
     seen, held_out = batches[:-n_checked], batches[-n_checked:]
     gradients = gradient_moments(network, seen, classes=classes, generator=generator)
     covariances, checked = input_covariances(network, seen), input_covariances(network, held_out)
+    layers: dict[str, Any] = weighted_layers(network)
+    embeddings = {name for name in gradients if isinstance(layers[name], (nn.Embedding, nn.EmbeddingBag))}
+    others = gradient_moments(network, held_out, classes=classes, generator=generator) if embeddings else {}
     found: dict[str, LayerStatistics] = {}
     for name, own in gradients.items():
         mean = float(own.rows.mean())
-        information = own.rows.clamp_min(max(_LEAST_INFORMATION * mean, 1e-20))
+        rows = with_unseen(own.rows, others[name].rows) if name in embeddings else own.rows
+        information = rows.clamp_min(max(_LEAST_INFORMATION * mean, 1e-20))
         inputs = covariances.get(name)
         if inputs is None or own.columns is None or not bool(inputs.diagonal(dim1=1, dim2=2).any()):
             found[name] = LayerStatistics(information)
@@ -100,6 +104,26 @@ def layer_statistics(
         factors = torch.stack([conditional_factor((_of_mean_1(a) + _of_mean_1(b)) / 2) for a, b in together])
         found[name] = LayerStatistics(information, factors, checked.get(name))
     return found
+
+
+def with_unseen(rows: Tensor, held_out: Tensor) -> Tensor:
+    """What rows of a table mean to samples in general, from what they mean to those that were seen.
+
+    Words that no sample has are the most of a vocabulary, and new sentences have some of them. Of the information in samples
+    held out let the share m lie in rows that the seen ones never used; then these get m of the whole, evenly, and no row
+    gets less than they: (1 - m) f_r where f_r > 0, m sum f / |unseen| elsewhere. The share of the unseen is measured here as
+    Good and Turing estimate it.
+
+    Args:
+        rows, held_out: (rows,), at least 0, of the seen samples and of those held out.
+    Source: Good 1953, Biometrika 40, for the idea.
+    """
+    unseen = rows <= 0
+    if not bool(unseen.any()) or not bool(rows.any()):
+        return rows
+    share = float(held_out[unseen].sum() / held_out.sum().clamp_min(1e-30))
+    floor = share * float(rows.sum()) / int(unseen.sum())
+    return ((1 - share) * rows).clamp_min(floor)
 
 
 def moments_of_noise(
@@ -414,7 +438,7 @@ class _Search:
         return best[0]
 
     def _size(self, noise: float) -> float:
-        return float(len(encode(self.coded(noise)[0])))
+        return float(len(encode(self.coded(noise)[0], speed=self.bench.speed)))
 
     def _divergence(self, noise: float) -> float:
         return divergence(self.bench.task, self.reference, self._valid_answers(self.coded(noise)[0]))

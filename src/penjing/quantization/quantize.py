@@ -297,7 +297,7 @@ class Quantize(TrainedStage):
             bits = bits | {path: choice.bits for path, choice in chosen.items()}
             trial = settled_batch_norms(network)[0] if self.norms == "keep" else copy.deepcopy(network)
             quantize_network(trial, self.scheme(), bits, self.vector_bits)
-            size = len(encode(trial))
+            size = len(encode(trial, speed=bench.speed))
             if size <= self.max_bytes:
                 break
             spare += size - self.max_bytes

@@ -13,7 +13,6 @@ _PACKAGES = (
     "numpy",
     "accelerate",
     "constriction",
-    "kmeans1d",
     "numba",
     "zstandard",
     "scikit-learn",

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from penjing import architecture, data, distillation, dynamic, pruning, quantization
-from penjing.artifact import load
+from penjing.artifact import Speed, load
 from penjing.errors import PenjingError, SettingError, nearest
 from penjing.recipe.budget import Budget
 from penjing.settings import Settings
@@ -107,6 +107,7 @@ class Recipe(Settings):
     )
     stages: tuple[Any, ...] = Field(min_length=1, description="in order, see `penjing stages`")
     budget: Budget | None = Field(default=None, description="limits")
+    speed: Speed = Field(default="small", description="of reading the artifact: small, or fast, some 10 % larger")
     threads: int | None = Field(default=None, ge=1, description="for training; small networks are fastest with 1")
 
     @field_validator("data", mode="before")
@@ -139,7 +140,11 @@ class Recipe(Settings):
         budget = self.budget.model_dump(exclude_none=True) if self.budget else None
         stages = [write_stage(stage) for stage in self.stages]
         content = {"name": self.name, "data": self.data, "model": self.model, "stages": stages}
-        return content | ({"budget": budget} if budget else {}) | ({"threads": self.threads} if self.threads else {})
+        if budget:
+            content["budget"] = budget
+        if self.speed != "small":
+            content["speed"] = self.speed
+        return content | ({"threads": self.threads} if self.threads else {})
 
     def to_yaml(self) -> str:
         """The recipe as YAML."""

@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from penjing.artifact import encode, load
+from penjing.artifact import Speed, encode, load
 from penjing.errors import RunError, SettingError, nearest
 from penjing.export import Export, export_onnx
 from penjing.files import write_atomically
@@ -131,6 +131,7 @@ def compress(
     accelerator: Accelerator | None = None,
     reporter: Reporter | None = None,
     recipe: Recipe | None = None,
+    speed: Speed = "small",
 ) -> Run:
     """Make a model small.
 
@@ -146,6 +147,7 @@ def compress(
         resume: go on with a run in `out` that was stopped; the result is what it would have been, bit for bit.
         accelerator, reporter: device, processes and precision; where progress goes.
         recipe: what `penjing run` was given, for the report.
+        speed: how files are written, see `artifact.save`.
     Raises: RunError: `out` exists and resume is False, or holds another run. SettingError, DataError, TraceError,
         TrainingError: see there.
     """
@@ -157,11 +159,11 @@ def compress(
     check_teachers(read)
     accelerator = accelerator or new_accelerator()
     if out is not None:
-        run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter or Silent(), recipe)
+        run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter or Silent(), recipe, speed)
         return Run(Path(out), run.go(model, resume=resume))
     folder = _temporary_folder(accelerator)
     try:
-        run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe)
+        run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe, speed)
         done = Run(folder, run.go(model, resume=True))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +193,9 @@ class _Running:
         accelerator: Accelerator,
         reporter: Reporter,
         recipe: Recipe | None,
+        speed: Speed,
     ) -> None:
+        self.speed = speed
         self.task, self.stages, self.budget, self.folder, self.name = task, stages, budget, folder, name
         self.seed, self.accelerator, self.reporter, self.recipe = seed, accelerator, reporter, recipe
         self.is_main = accelerator.is_main_process
@@ -232,6 +236,7 @@ class _Running:
                     teachers=teachers,
                     standing=standing,
                     kept=kept,
+                    speed=self.speed,
                 )
                 self.reporter.say(f"[bold]{position + 1}/{len(self.stages)} {type(stage).label}[/bold]")
                 seconds = self._apply(stage, bench)
@@ -273,7 +278,7 @@ class _Running:
 
     def _save(self, network: Network, path: Path) -> Path:
         if self.is_main:
-            content = encode(network.cpu())
+            content = encode(network.cpu(), speed=self.speed)
             if not path.exists() or path.read_bytes() != content:
                 write_atomically(path, content)
         self.accelerator.wait_for_everyone()
@@ -315,6 +320,8 @@ class _Running:
             "precision": str(self.accelerator.mixed_precision),
             "device": self.accelerator.device.type,
         }
+        if self.speed != "small":
+            identity["speed"] = self.speed
         path = self.folder / "run.json"
         if self.is_main:
             if path.exists():

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
 
+from penjing.artifact import Speed
 from penjing.errors import SettingError, nearest
 from penjing.graph import Network
 from penjing.settings import Settings
@@ -38,6 +39,7 @@ class Workbench:
         facts: what the stage has to tell the report.
         standing: what must be done again after every later stage, by name, such as choosing exit thresholds.
         kept: by step, the weights that the run's first training to keep that step kept; 0: the initial ones.
+        speed: how files are written; what stages ask a size of is written so.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Workbench:
         teachers: Mapping[str, nn.Module] | None = None,
         standing: dict[str, Callable[[Workbench], None]] | None = None,
         kept: dict[int, dict[str, Tensor]] | None = None,
+        speed: Speed = "small",
     ) -> None:
+        self.speed: Speed = speed
         self.network, self.task, self.key, self.seed = network, task, key, seed
         self.accelerator = accelerator or new_accelerator()
         self.journal = journal or Journal(None, self.accelerator)

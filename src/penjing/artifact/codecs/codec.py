@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,15 @@ from penjing.entropy import ByteReader, ByteWriter, RangeDecoder, RangeEncoder
 from penjing.errors import ArtifactError
 from penjing.representation import Representation
 
+Speed = Literal["small", "fast"]
+"""How codes are written: as short as can be, or only in ways that are read at over 60 million weights a second."""
+
 
 @dataclass
 class Sink:
     """Where tensors are written: heads one after another, symbols into one stream, bytes into another."""
 
+    speed: Speed = "small"
     heads: ByteWriter = field(default_factory=ByteWriter)
     stream: RangeEncoder = field(default_factory=RangeEncoder)
     blobs: bytearray = field(default_factory=bytearray)

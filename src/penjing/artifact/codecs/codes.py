@@ -32,6 +32,7 @@ dependent quantization. Part of the file format."""
 CODERS = ("packed", "huffman", "range", "range, same model", "range, alone", "contexts", "dependent, contexts")
 OWN_FROM = 1 << 15
 _CONTEXT_FROM = 32
+_FAST_FROM = 512
 _MOST = 256
 _CHUNK = 1 << 20
 
@@ -51,20 +52,22 @@ class Codes:
         self._contexts: dict[bool, bytes] = {}
 
     def variant(self, sink: Sink) -> int:
-        """The shortest way."""
+        """The shortest way of those that are fast enough; a short tensor may be written in any."""
         k, n = self.k, self.flat.size
+        fast = sink.speed == "fast" and n >= _FAST_FROM and k <= _MOST
         n_bits = {PACKED: 8 * math.ceil(n * width(k) / 8)}
         if k <= _MOST:
             counts = count(self.flat, k)
             model = best_frequencies(counts)
             own = OWN if n >= OWN_FROM else SHARED
-            n_bits[own] = 8 * len(model.table) + math.ceil(entropy_bits(counts, model.freqs))
+            if not fast:
+                n_bits[own] = 8 * len(model.table) + math.ceil(entropy_bits(counts, model.freqs))
             shared = None if self.key is None else sink.models.get(self.key)
-            if shared is not None and n < OWN_FROM and not np.any((shared == 0) & (counts > 0)):
+            if not fast and shared is not None and n < OWN_FROM and not np.any((shared == 0) & (counts > 0)):
                 n_bits[SHARED_SAME] = math.ceil(entropy_bits(counts, shared))
             lengths = code_lengths(counts)
             n_bits[HUFFMAN] = 8 * math.ceil(huffman.payload_bits(counts, lengths) / 8) + 4 * k
-        if n >= _CONTEXT_FROM:
+        if n >= _CONTEXT_FROM and not fast:
             n_bits[CONTEXT] = 8 * len(self._in_contexts(False)) + 16
             if trellis.indices(self._matrix()) is not None:
                 n_bits[DEPENDENT] = 8 * len(self._in_contexts(True)) + 16
