@@ -75,22 +75,28 @@ class LayerStatistics:
 
 
 def layer_statistics(
-    network: Network, batches: list[Batch], *, classes: bool, generator: torch.Generator
+    network: Network, batches: list[Batch], *, classes: bool, generator: torch.Generator, most_gradients: int = 1024
 ) -> dict[str, LayerStatistics]:
     """By weight. One batch in four is only for checking; of a single batch half.
 
     Args:
         classes: whether the answers are scores of classes.
+        most_gradients: samples whose gradients are taken, which takes long in large networks; inputs of all are.
     """
     if len(batches) == 1:
         batches = _halves(batches[0])
     n_checked = max(len(batches) // _HELD_OUT, 1)
     seen, held_out = batches[:-n_checked], batches[-n_checked:]
-    gradients = gradient_moments(network, seen, classes=classes, generator=generator)
+    differentiated = _first(seen, most_gradients)
+    gradients = gradient_moments(network, differentiated, classes=classes, generator=generator)
     covariances, checked = input_covariances(network, seen), input_covariances(network, held_out)
     layers: dict[str, Any] = weighted_layers(network)
     embeddings = {name for name in gradients if isinstance(layers[name], (nn.Embedding, nn.EmbeddingBag))}
-    others = gradient_moments(network, held_out, classes=classes, generator=generator) if embeddings else {}
+    others = (
+        gradient_moments(network, _first(held_out, most_gradients // 3), classes=classes, generator=generator)
+        if embeddings
+        else {}
+    )
     found: dict[str, LayerStatistics] = {}
     for name, own in gradients.items():
         mean = float(own.rows.mean())
@@ -316,6 +322,11 @@ class CalibratedCoding(Stage):
         ge=0,
         description="training samples to calibrate on; labels are not looked at; 0: none, noise where batch norms allow it",
     )
+    gradients: int = Field(
+        default=1024,
+        ge=1,
+        description="of those samples, how many are differentiated; fewer are faster in large networks",
+    )
     dependent: bool = Field(
         default=True, description="dependent (trellis-coded) quantization: smaller, slower to write"
     )
@@ -354,7 +365,9 @@ class CalibratedCoding(Stage):
                     f"the batch norm {name} does not follow a layer of its own; its statistics stay float32 in the file"
                 )
             batches = bench.samples("calibration", self.samples)
-            statistics = layer_statistics(before, batches, classes=classes, generator=generator)
+            statistics = layer_statistics(
+                before, batches, classes=classes, generator=generator, most_gradients=self.gradients
+            )
         else:
             bench.network.to(device)
             check_roundable(bench.network, self.label)
@@ -455,6 +468,17 @@ class _Search:
 
 def _weights(network: Network) -> list[Any]:
     return list(weighted_layers(network).values())
+
+
+def _first(batches: list[Batch], n: int) -> list[Batch]:
+    """As few of them as have `n` samples, at least one."""
+    found, total = [], 0
+    for batch in batches:
+        found.append(batch)
+        total += batch.size
+        if total >= n:
+            break
+    return found
 
 
 def _halves(batch: Batch) -> list[Batch]:

@@ -114,7 +114,7 @@ class FollowGrids(Part):
         price: of a bit a weight, in units of the loss.
     """
 
-    def __init__(self, rate: float | None = None, price: float = 0.1) -> None:
+    def __init__(self, rate: float | None = None, price: float = 0.3) -> None:
         self.rate, self.price = rate, price
         self._bits = 0.0
 
