@@ -226,7 +226,11 @@ def described(stage: type[Stage]) -> list[tuple[str, str, Any, str]]:
 
 
 def _spoken(kind: Any) -> str:
-    """A type as people write it: Literal["a", "b"] as a | b."""
+    """A type as people write it: Literal["a", "b"] as a | b, tuple[X, ...] as list of X, dict[str, X] as X by name."""
+    if get_origin(kind) is tuple:
+        return f"list of {_spoken(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return f"{_spoken(get_args(kind)[1])} by name"
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
