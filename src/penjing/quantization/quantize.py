@@ -104,7 +104,7 @@ class FollowGrids(Part):
 
     With a rate the loss has a term more: price * the bits a weight that `expected_code_length` foresees, over matrices and
     filters, with the code lengths of the codes as they now are in each layer. The price follows what is wanted: after each step
-    price <- price * exp(0.01 (bits / rate - 1)).
+    price <- price * exp(0.01 (bits / rate - 1)), bits those of the codes as they are rounded.
     Source: of the idea, Wiedemann, Mueller and Samek 2020, arXiv:1812.07520 (entropy-constrained training). Deviates: straight
     through, steps are trained too, the price is found while training.
 
@@ -131,20 +131,20 @@ class FollowGrids(Part):
     def loss(self, fit: Fit, batch: Batch, answers: Answers) -> Tensor | None:
         if self.rate is None:
             return None
-        bits, n = [], 0
+        expected, rounded, n = [], 0.0, 0
         for grid, original in following(fit.network):
             if original.dim() > 1:
                 positions = grid.positions(original).float()
                 with torch.no_grad():
                     codes = torch.round(positions.clamp(grid.low, grid.high))
                     lengths = code_lengths(codes, grid.low, grid.high)
-                bits.append(expected_code_length(positions, lengths, grid.low))
+                    rounded += float(lengths[(codes - grid.low).long()].sum())
+                expected.append(expected_code_length(positions, lengths, grid.low))
                 n += original.numel()
-        if not bits:
+        if not expected:
             return None
-        mean = torch.stack(bits).sum() / n
-        self._bits = float(mean.detach())
-        return self.price * mean
+        self._bits = rounded / n
+        return self.price * torch.stack(expected).sum() / n
 
     def finish(self, fit: Fit) -> None:
         settle_grids_(fit.network)
