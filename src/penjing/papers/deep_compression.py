@@ -72,7 +72,7 @@ _SOFTLY = {"temperature": 2.0, "average": 0.999}
 FULL = _pipelines(
     (
         {"train": {"epochs": 20, "lr": 0.002, "weight_decay": 0.02}},
-        {"prune-weights": {"sparsity": 0.94, "sparsities": {"out": 0.75}, "epochs": 30, **_GRADUAL, **_SOFTLY}},
+        {"prune-weights": {"sparsity": 0.91, "sparsities": {"out": 0.75}, "epochs": 30, **_GRADUAL, **_SOFTLY}},
         {"cluster": {"epochs": 3, **_SHARED, "temperature": 2.0}},
     ),
     (
