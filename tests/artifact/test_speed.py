@@ -15,12 +15,14 @@ from penjing.representation import Mask, represent_
 def network() -> Network:
     torch.manual_seed(0)
     found = trace(
-        nn.Sequential(nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 40), nn.Linear(40, 3)), [torch.randn(2, 60)]
+        nn.Sequential(nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 40), nn.Linear(40, 30), nn.Linear(30, 40)),
+        [torch.randn(2, 60)],
     )
     quantize_(found.get_submodule("0"), "weight", Scheme(4))
     represent_(found.get_submodule("2"), "weight", Mask(torch.rand(40, 50) < 0.2))
     cluster_(found.get_submodule("2"), "weight", 9)
-    cluster_(found.get_submodule("3"), "weight", 5)
+    cluster_(found.get_submodule("3"), "weight", 30)
+    quantize_(found.get_submodule("4"), "weight", Scheme(12))  # more codes than a range coder's model may have
     return found.eval()
 
 
@@ -33,7 +35,11 @@ def test_fast_files_hold_the_same_in_codes_that_are_read_fast(tmp_path) -> None:
         assert torch.equal(one, other), name
     assert save(network(), tmp_path / "fast.pj", speed="fast") == len(fast)
     coders = {row.name: row.codec for row in inspect(tmp_path / "fast.pj")}
-    assert all("huffman" in coders[name] or "packed" in coders[name] for name in ("0.weight", "2.weight"))
+    weights = [name for name in coders if name.endswith("weight")]
+    assert len(weights) == 4 and all("huffman" in coders[name] or "packed" in coders[name] for name in weights)
+    before = save(network(), tmp_path / "small.pj")
+    assert before == len(small)
+    assert not any("huffman" in row.codec for row in inspect(tmp_path / "small.pj") if row.name.endswith("weight"))
 
 
 def test_other_speeds_are_refused() -> None:

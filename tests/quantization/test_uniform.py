@@ -18,7 +18,7 @@ from penjing.errors import SettingError
 from penjing.graph import Network, trace
 from penjing.quantization import Choice, Quantize, Scheme, allocate, correct_biases_, quantize_, quantized
 from penjing.quantization.bias_correction import mean_changes
-from penjing.quantization.quantize import FollowGrids, follow_grids_, following
+from penjing.quantization.quantize import FollowGrids, follow_grids_, on_grids
 from penjing.representation import Grid, Mask, named_weights, represent_, representations
 from penjing.training import Batch, Task, Workbench
 
@@ -214,12 +214,12 @@ def test_the_price_is_of_the_bits_a_weight_of_the_codes_as_they_are(network: Net
     bench = _bench(network, task)
     Quantize(bits=3, correct_biases=False).apply(bench)
     follow_grids_(bench.network)
-    for grid, original in following(bench.network):  # put every original on its grid
+    for _, grid, original, _ in on_grids(bench.network):  # put every original on its grid
         original.data.copy_(grid.values())
     fit = SimpleNamespace(network=bench.network)
     loss = FollowGrids(rate=1.0, price=2.0).loss(fit, None, None)  # type: ignore[arg-type]
     bits, n = 0.0, 0
-    for grid, original in following(bench.network):
+    for _, grid, original, _ in on_grids(bench.network):
         if original.dim() > 1:
             _, counts = grid.codes.unique(return_counts=True)
             p = (counts + 0.5) / (grid.codes.numel() + 0.5 * 7)

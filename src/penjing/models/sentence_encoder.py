@@ -86,5 +86,6 @@ def _transformers() -> Any:
 def _missing(error: Exception) -> MissingError:
     return MissingError(
         f"model: sentence encoders need the library transformers, and it cannot be used ({str(error).splitlines()[0]}). "
-        "Install it with: pip install 'penjing[sentences]'"
+        "Install it with: pip install 'penjing[sentences]'. If it is there, a torchvision that does not fit torch is a "
+        "usual cause: pip uninstall torchvision"
     )

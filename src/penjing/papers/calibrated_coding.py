@@ -60,7 +60,7 @@ class Experiment(Settings):
         description="of `calibrated-coding`",
     )
     free_noises: tuple[float, ...] = Field(
-        default=(0.31, 0.37, 0.44, 0.52, 0.62, 0.74), description="of `calibrated-coding` without samples"
+        default=(0.22, 0.26, 0.31, 0.37, 0.44, 0.52, 0.62, 0.74), description="of `calibrated-coding` without samples"
     )
     qps: tuple[int, ...] = Field(default=tuple(range(-28, -15)), description="qualities of NNCodec, 2^(1/2) apart")
 

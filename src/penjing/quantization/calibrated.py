@@ -138,7 +138,9 @@ def moments_of_noise(
     """`layer_statistics` of smooth noise in a network whose batch norms have that noise's own statistics.
 
     A norm then gives each channel the mean beta and the deviation |gamma|, as it does for the inputs it was trained with.
-    Returns: None where there are no such norms, or inputs are whole numbers.
+    Returns: by weight; None where there are no such norms, or inputs are whole numbers.
+    Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2, for what norms know of their inputs. Deviates: they use it for
+    biases, by formula; noise sent through the network gives the moments that feedback needs.
     """
     batches = noise_inputs(network, _NOISE_SAMPLES, generator)
     if batches is None or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
@@ -156,7 +158,8 @@ def statistics_without_inputs(
     """By weight: the same information everywhere, so that noise is a step in units of the root mean square of all weights.
 
     Args:
-        moments: where factors are taken from; None: there are none.
+        moments: where factors are taken from, by weight; None: there are none.
+    Returns: by weight's full name.
     """
     weights = layer_weights(network)
     squares = sum(float(w.double().square().sum()) for w in weights.values())
@@ -327,8 +330,10 @@ class CalibratedCoding(Stage):
         ge=1,
         description="of those samples, how many are differentiated; fewer are faster in large networks",
     )
-    dependent: bool = Field(
-        default=True, description="dependent (trellis-coded) quantization: smaller, slower to write"
+    dependent: bool | None = Field(
+        default=None,
+        description="dependent (trellis-coded) quantization: smaller, slower to write and read; if unsaid, in all files "
+        "but fast ones",
     )
     price: float = Field(
         default=0.0,
@@ -411,12 +416,13 @@ class _Search:
     ) -> None:
         self.stage, self.bench, self.before, self.batches, self.statistics = stage, bench, before, batches, statistics
         self.plain = plain(before).eval()
+        self.dependent = bench.speed == "small" if stage.dependent is None else stage.dependent
         self.n_weights = sum(layer.weight.numel() for layer in _weights(before))
 
     def coded(self, noise: float) -> tuple[Network, dict[str, CodedLayer], list[str]]:
         """The network as it will be saved, its layers, and what stays float32."""
         network, layers = code_network(
-            self.before, self.statistics, noise, dependent=self.stage.dependent, price=self.stage.price
+            self.before, self.statistics, noise, dependent=self.dependent, price=self.stage.price
         )
         if self.batches:
             correct_biases_(self.plain, network, self.batches)

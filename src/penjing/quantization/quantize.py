@@ -71,32 +71,29 @@ def quantize_vectors_(network: Network, bits: int) -> list[str]:
 
 def follow_grids_(network: Network) -> None:
     """Let the originals under all grids be trained too; codes are then computed from them in every pass."""
-    for _, owner, name in named_weights(network):
+    for _, grid, original, _ in on_grids(network):
+        grid.follow = True
+        original.requires_grad_(True)
+
+
+def on_grids(network: Network) -> Iterator[tuple[str, Grid, Tensor, Tensor]]:
+    """Every weight on a grid: full name, grid, original, and what the grid rounds, masked where there is a mask."""
+    for full_name, owner, name in named_weights(network):
         stack = representations(owner, name)
         if stack and isinstance(stack[-1], Grid):
-            stack[-1].follow = True
-            owner.parametrizations[name].original.requires_grad_(True)  # type: ignore[index, union-attr]
-
-
-def following(network: Network) -> Iterator[tuple[Grid, Tensor]]:
-    """Every grid that follows, with what it rounds: the original, masked where there is a mask."""
-    for _, owner, name in named_weights(network):
-        stack = representations(owner, name)
-        if stack and isinstance(stack[-1], Grid) and stack[-1].follow:
-            below: Tensor = owner.parametrizations[name].original  # type: ignore[index, union-attr]
+            original: Tensor = owner.parametrizations[name].original  # type: ignore[index, union-attr]
+            rounded = original
             for part in stack[:-1]:
-                below = part(below)
-            yield stack[-1], below
+                rounded = part(rounded)
+            yield full_name, stack[-1], original, rounded
 
 
 def settle_grids_(network: Network) -> None:
     """The inverse: fix the codes as they now are."""
-    for grid, original in list(following(network)):
-        grid.settle_(original.detach())
-    for _, owner, name in named_weights(network):
-        stack = representations(owner, name)
-        if stack and isinstance(stack[-1], Grid):
-            owner.parametrizations[name].original.requires_grad_(False)  # type: ignore[index, union-attr]
+    for _, grid, original, rounded in on_grids(network):
+        if grid.follow:
+            grid.settle_(rounded.detach())
+            original.requires_grad_(False)
 
 
 class FollowGrids(Part):
@@ -105,8 +102,8 @@ class FollowGrids(Part):
     With a rate the loss has a term more: price * the bits a weight that `expected_code_length` foresees, over matrices and
     filters, with the code lengths of the codes as they now are in each layer. The price follows what is wanted: after each step
     price <- price * exp(0.01 (bits / rate - 1)), bits those of the codes as they are rounded.
-    Source: of the idea, Wiedemann, Mueller and Samek 2020, arXiv:1812.07520 (entropy-constrained training). Deviates: straight
-    through, steps are trained too, the price is found while training.
+    Source: of the idea, Wiedemann, Marban, Müller and Samek 2019, arXiv:1812.07520 (entropy-constrained training). Deviates:
+    straight through, steps are trained too, the price is found while training.
 
     Args:
         rate: bits a weight; None: as many as it takes.
@@ -132,8 +129,8 @@ class FollowGrids(Part):
         if self.rate is None:
             return None
         expected, rounded, n = [], 0.0, 0
-        for grid, original in following(fit.network):
-            if original.dim() > 1:
+        for _, grid, _, original in on_grids(fit.network):
+            if grid.follow and original.dim() > 1:
                 positions = grid.positions(original).float()
                 with torch.no_grad():
                     codes = torch.round(positions.clamp(grid.low, grid.high))
@@ -252,22 +249,14 @@ class Quantize(TrainedStage):
 
     def _begin_at_rate_(self, network: Network, rate: float) -> None:
         """Steps with which the codes take so many bits from the start."""
-        grids: dict[str, Grid] = {}
-        originals: dict[str, Tensor] = {}
-        for full_name, owner, name in named_weights(network):
-            stack = representations(owner, name)
-            if stack and isinstance(stack[-1], Grid) and stack[-1].codes.dim() > 1:
-                grids[full_name] = stack[-1]
-                below = owner.parametrizations[name].original  # type: ignore[index, union-attr]
-                for part in stack[:-1]:
-                    below = part(below)
-                originals[full_name] = below.detach()
-        ends = {name: (grid.low, grid.high) for name, grid in grids.items()}
-        for name, step in steps_at_rate(originals, rate, ends).items():
-            grid = grids[name]
+        grids = {name: (grid, rounded.detach()) for name, grid, _, rounded in on_grids(network) if rounded.dim() > 1}
+        weights = {name: rounded for name, (_, rounded) in grids.items()}
+        ends = {name: (grid.low, grid.high) for name, (grid, _) in grids.items()}
+        for name, step in steps_at_rate(weights, rate, ends).items():
+            grid, rounded = grids[name]
             with torch.no_grad():
                 grid.steps.fill_(float(step))
-            grid.settle_(originals[name])
+            grid.settle_(rounded)
 
     def _bits(self, network: Network) -> dict[str, int]:
         """By layer with a matrix; those that are left alone, or hold what an earlier one holds, are not in it."""

@@ -54,20 +54,19 @@ class Codes:
     def variant(self, sink: Sink) -> int:
         """The shortest way of those that are fast enough; a short tensor may be written in any."""
         k, n = self.k, self.flat.size
-        fast = sink.speed == "fast" and n >= _FAST_FROM and k <= _MOST
+        fast = sink.speed == "fast" and n >= _FAST_FROM
         n_bits = {PACKED: 8 * math.ceil(n * width(k) / 8)}
-        if k <= _MOST:
-            counts = count(self.flat, k)
+        counts = count(self.flat, k)
+        if (fast or k <= _MOST) and np.count_nonzero(counts) <= 1 << huffman.MAX_LENGTH:
+            n_bits[HUFFMAN] = 8 * math.ceil(huffman.payload_bits(counts, code_lengths(counts)) / 8) + 4 * k
+        if not fast and k <= _MOST:
             model = best_frequencies(counts)
             own = OWN if n >= OWN_FROM else SHARED
-            if not fast:
-                n_bits[own] = 8 * len(model.table) + math.ceil(entropy_bits(counts, model.freqs))
+            n_bits[own] = 8 * len(model.table) + math.ceil(entropy_bits(counts, model.freqs))
             shared = None if self.key is None else sink.models.get(self.key)
-            if not fast and shared is not None and n < OWN_FROM and not np.any((shared == 0) & (counts > 0)):
+            if shared is not None and n < OWN_FROM and not np.any((shared == 0) & (counts > 0)):
                 n_bits[SHARED_SAME] = math.ceil(entropy_bits(counts, shared))
-            lengths = code_lengths(counts)
-            n_bits[HUFFMAN] = 8 * math.ceil(huffman.payload_bits(counts, lengths) / 8) + 4 * k
-        if n >= _CONTEXT_FROM and not fast:
+        if not fast and n >= _CONTEXT_FROM:
             n_bits[CONTEXT] = 8 * len(self._in_contexts(False)) + 16
             if trellis.indices(self._matrix()) is not None:
                 n_bits[DEPENDENT] = 8 * len(self._in_contexts(True)) + 16
@@ -135,11 +134,11 @@ class LocatedCodes:
         elif variant in (CONTEXT, DEPENDENT):
             blob = source.blobs.take(source.heads.uvarint())
             self._read = partial(_from_contexts, blob, _matrix_shape(shape), ranks, variant == DEPENDENT)
-        elif k > _MOST or variant not in (HUFFMAN, SHARED, SHARED_SAME, OWN):
-            raise ArtifactError("artifact: codes are written in a way that this version of penjing does not know.")
         elif variant == HUFFMAN:
             lengths = read_lengths(source.heads, k)
             self._read = partial(_huffman, source.blobs.take(source.heads.uvarint()), n, lengths)
+        elif k > _MOST or variant not in (SHARED, SHARED_SAME, OWN):
+            raise ArtifactError("artifact: codes are written in a way that this version of penjing does not know.")
         else:
             self.freqs = self._model(variant, source, key)
             if variant == OWN:
