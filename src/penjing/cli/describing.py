@@ -55,7 +55,7 @@ def show_artifact(path: Path, sha256: str | None, as_json: bool, console: Consol
     """Every part of the file."""
     rows = artifact.inspect(path, sha256=sha256)
     size = path.stat().st_size
-    with artifact.open_artifact(path) as opened:
+    with artifact.open_artifact(path, sha256=sha256) as opened:
         tensors = opened.tensors
         network = None if tensors is not None else opened.network()
     if as_json:
