@@ -50,7 +50,8 @@ def save(network: Network | Mapping[str, Network], path: str | Path, *, speed: S
     """Write a network to a file, or several that share modules and tensors, by name.
 
     Args:
-        speed: "small", or "fast" to read: codes are then packed or in Huffman's code, some 10 % longer.
+        speed: "small", or "fast" to read: codes are then packed or in Huffman's code, some 10 % longer, but 40 % where
+            dependent quantization chose them for contexts.
     Returns: the size of the file in bytes. The file is there completely, or as it was before.
     Raises: as `encode`; RunError: the file cannot be written.
     """
