@@ -115,6 +115,16 @@ def test_pictures_are_scaled_as_a_trained_network_wants_them(pictures: Path) -> 
         image_folder(pictures, size=8, deviation=[1.0, 0.0, 1.0])
 
 
+def test_a_square_of_training_pictures_is_erased(pictures: Path) -> None:
+    found = image_folder(pictures, size=8, n_valid=4, batch_size=8, erase=3, mean=[-1.0] * 3, deviation=[1.0] * 3)
+    assert all(bool((image == 0).any()) for images, _ in found.train for image in images)  # scaled values begin at 1
+    assert not any(bool((images == 0).any()) for part in (found.valid, found.test) for images, _ in part)
+    with pytest.raises(SettingError, match="erase must be 0 to 7, less than a picture's side, got 8"):
+        image_folder(pictures, size=8, erase=8)
+    with pytest.raises(SettingError, match="erase needs augment: true"):
+        image_folder(pictures, size=8, erase=2, augment=False)
+
+
 def test_folders_that_are_laid_out_otherwise(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no folder train"):
         image_folder(tmp_path / "nowhere")
@@ -156,7 +166,7 @@ def test_a_shuffled_loader_gives_whole_batches_in_another_order() -> None:
 
 def test_augmentation_stays_in_range_and_follows_the_seed() -> None:
     images = torch.rand(8, 1, 9, 9)
-    for change in (random_affine(), random_crop_and_flip(padding=2)):
+    for change in (random_affine(), random_crop_and_flip(padding=2), random_crop_and_flip(padding=2, erase=4)):
         torch.manual_seed(1)
         a = change(images)
         torch.manual_seed(1)
@@ -164,3 +174,13 @@ def test_augmentation_stays_in_range_and_follows_the_seed() -> None:
         assert a.shape == images.shape and a.min() >= 0 and a.max() <= 1
     still = random_affine(degrees=0, scale=0, shear=0, shift=0)(images)
     torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
+
+
+def test_erased_squares_lie_around_points_drawn_evenly() -> None:
+    torch.manual_seed(0)
+    change, n = random_crop_and_flip(padding=0, erase=3), 20_000
+    erased = change(torch.ones(n, 1, 6, 6)) == 0
+    areas, share = erased.sum((1, 2, 3)), erased.float().mean((0, 1))
+    assert areas.max() == 9 and areas.min() == 4  # around a corner 2 x 2 is left
+    reach = torch.tensor([2, 3, 3, 3, 3, 2]) / 6  # a pixel's row is erased where the point is at most a row away
+    torch.testing.assert_close(share, torch.outer(reach, reach), atol=0.02, rtol=0)

@@ -35,10 +35,18 @@ def random_affine(*, degrees: float = 10.0, scale: float = 0.1, shear: float = 0
     return apply
 
 
-def random_crop_and_flip(*, padding: int = 4) -> Augment:
-    """Shift each image by up to `padding` pixels, zeros from outside, and mirror every other one: the usual for CIFAR."""
+def random_crop_and_flip(*, padding: int = 4, erase: int = 0) -> Augment:
+    """Shift each image by up to `padding` pixels, zeros from outside, and mirror every other one: the usual for CIFAR.
+
+    Args:
+        erase: a square of so many pixels a side is set to 0 as well, around a point drawn anywhere, so that part of it may lie
+            outside. Source: DeVries and Taylor 2017 (cutout), arXiv:1708.04552, section 3.2.
+    """
 
     def apply(images: Tensor) -> Tensor:
+        return erased(shifted(images)) if erase else shifted(images)
+
+    def shifted(images: Tensor) -> Tensor:
         n, _, height, width = images.shape
         padded = F.pad(images, (padding,) * 4)
         top = torch.randint(2 * padding + 1, (n, 1), device=images.device)
@@ -49,5 +57,14 @@ def random_crop_and_flip(*, padding: int = 4) -> Augment:
         rows = torch.arange(height, device=images.device) + top
         index = torch.arange(n, device=images.device)
         return padded[index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+    def erased(images: Tensor) -> Tensor:
+        n, _, height, width = images.shape
+        row, column = (torch.arange(length, device=images.device) for length in (height, width))
+        top = torch.randint(height, (n, 1), device=images.device) - erase // 2
+        left = torch.randint(width, (n, 1), device=images.device) - erase // 2
+        inside_rows = (row >= top) & (row < top + erase)
+        inside_columns = (column >= left) & (column < left + erase)
+        return images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0)
 
     return apply

@@ -23,6 +23,7 @@ def image_folder(
     n_valid: int | None = None,
     batch_size: int = 128,
     augment: bool = True,
+    erase: int = 0,
     mean: Sequence[float] | None = None,
     deviation: Sequence[float] | None = None,
 ) -> Splits:
@@ -30,11 +31,16 @@ def image_folder(
 
     Pictures are scaled to `size` x `size`, their channels by `mean` and standard `deviation` (of values in [0, 1]; of the
     training part unless given: a trained network wants those that it was trained with), and kept in memory. Without a
-    validation folder, `n_valid` training pictures (a tenth unless told) are held out.
+    validation folder, `n_valid` training pictures (a tenth unless told) are held out. Training pictures are shifted and
+    mirrored at random unless `augment` is False; with `erase`, a square of so many pixels a side is left out of each.
     Raises: DataError: the folder is not laid out like this, a picture cannot be read, or a class is missing somewhere.
-    SettingError: a mean or a deviation that is not a number for each channel, or not above 0.
+    SettingError: a mean or a deviation that is not a number for each channel, or not above 0; squares as large as a picture.
     """
     root = Path(folder)
+    if not 0 <= erase < size:
+        raise SettingError(f"image-folder: erase must be 0 to {size - 1}, less than a picture's side, got {erase}.")
+    if erase and not augment:
+        raise SettingError("image-folder: erase needs augment: true; without it training pictures stay as they are.")
     if not (root / "train").is_dir():
         raise DataError(
             f"image-folder: {root} has no folder train. Lay pictures out as {root}/train/CLASS/picture.jpg, "
@@ -63,7 +69,7 @@ def image_folder(
     if (root / "test").is_dir():
         test_images, test_labels = _read(root / "test", classes, size, grey)
         test = in_memory_loader(scaled(test_images), test_labels, 256)
-    change = random_crop_and_flip(padding=max(size // 8, 1)) if augment else None
+    change = random_crop_and_flip(padding=max(size // 8, 1), erase=erase) if augment else None
     return Splits(
         in_memory_loader(scaled(images), labels, batch_size, shuffle=True, augment=change),
         in_memory_loader(scaled(valid_images), valid_labels, 256),
