@@ -5,12 +5,13 @@ from penjing.artifact.container import encode, save
 from penjing.artifact.inspect import Row, inspect
 from penjing.artifact.into import load_into
 from penjing.artifact.networks import Networks
-from penjing.artifact.opened import Artifact, TensorEntry, decode, dissect, load, load_networks, open_artifact
+from penjing.artifact.opened import Artifact, Backend, TensorEntry, decode, dissect, load, load_networks, open_artifact
 from penjing.artifact.pack import Packed, Packing, pack
 from penjing.artifact.unpack import unpack, unpacked_bytes
 
 __all__ = [
     "Artifact",
+    "Backend",
     "Networks",
     "Packed",
     "Packing",

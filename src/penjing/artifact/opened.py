@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,40 @@ from penjing.artifact.manifest import read_graph
 from penjing.artifact.networks import Networks
 from penjing.artifact.slots import Slot, slots
 from penjing.entropy import ByteReader
-from penjing.errors import ArtifactError, PenjingError, nearest
+from penjing.errors import ArtifactError, PenjingError, SettingError, nearest
 from penjing.files import check_sha256
 from penjing.graph.network import Network
+from penjing.inference import accelerate
 from penjing.representation import represent_
 
+Backend = Literal["dense", "auto"]
 
-def load(path: str | Path, *, for_training: bool = False, sha256: str | None = None) -> Network:
+
+def load(
+    path: str | Path,
+    *,
+    for_training: bool = False,
+    sha256: str | None = None,
+    backend: Backend = "dense",
+    batch: int = 1,
+) -> Network:
     """The network in the file at `path`; see `decode` and `open_artifact`.
 
-    Raises: ArtifactError: no such file, or one that is not a sound artifact of one network.
+    Args:
+        backend: "dense" gives plain weights; "auto" lets layers compute with their compressed weights wherever that is faster
+            on this machine with `batch` samples in a call, which is measured now (`inference.accelerate`).
+    Raises: ArtifactError: no such file, or one that is not a sound artifact of one network. SettingError: another backend, or
+        "auto" for training: kernels compute with weights that stay as they are.
     """
+    if backend not in ("dense", "auto"):
+        raise SettingError(f'load: backend must be "dense" or "auto", got {backend!r}.')
+    if backend == "auto" and for_training:
+        raise SettingError(
+            'load: backend "auto" is for inference. Train what for_training=True gives, then penjing.inference.accelerate(it).'
+        )
     with open_artifact(path, sha256=sha256) as artifact:
-        return artifact.network(for_training=for_training)
+        network = artifact.network(for_training=for_training or backend == "auto")
+    return accelerate(network, batch=batch).network if backend == "auto" else network
 
 
 def load_networks(path: str | Path, *, for_training: bool = False, sha256: str | None = None) -> Networks:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -16,10 +17,13 @@ from penjing.errors import RunError, SettingError, nearest
 from penjing.export import export_onnx
 from penjing.files import check_sha256
 from penjing.graph import Network
+from penjing.inference import accelerate
 from penjing.recipe import STAGES, stage_table
 from penjing.report import write_report
 from penjing.training.stage import described
 from penjing.units import show_bytes
+
+_BACKENDS: dict[str, tuple[artifact.Backend, ...]] = {"dense": ("dense",), "auto": ("auto",), "both": ("dense", "auto")}
 
 
 def plain_table(*, show_footer: bool = False) -> Table:
@@ -105,6 +109,36 @@ def show_artifact(path: Path, sha256: str | None, as_json: bool, console: Consol
         )
 
 
+def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console: Console) -> None:
+    """How each layer with a matrix or filters runs on this machine, and what was tried."""
+    torch.set_num_threads(1)
+    choices = accelerate(artifact.load(path, for_training=True, sha256=sha256), batch=batch).choices
+    if as_json:
+        print_json([asdict(choice) for choice in choices])
+        return
+    table = plain_table(show_footer=True)
+    table.add_column("layer", footer="all", overflow="fold")
+    table.add_column("runs")
+    table.add_column("why", overflow="fold")
+    for column in ("dense us", "compressed us"):
+        table.add_column(column, justify="right")
+    for column, sizes in (
+        ("dense bytes", [choice.dense_bytes for choice in choices]),
+        ("bytes", [choice.own_bytes for choice in choices]),
+    ):
+        table.add_column(column, justify="right", footer=f"{sum(sizes):,}")
+    for choice in choices:
+        times = ("" if ms is None else f"{1000 * ms:.1f}" for ms in (choice.dense_ms, choice.own_ms))
+        n_bytes = (f"{choice.dense_bytes:,}", f"{choice.own_bytes:,}")
+        table.add_row(escape(choice.path), choice.way, escape(choice.why), *times, *n_bytes)
+    console.print(table)
+    console.print(
+        f"\nmeasured now on this machine, one thread, batch {batch}, random inputs; bytes are of weights and biases in memory. "
+        'pj.load(path, backend="auto") runs it like this.',
+        highlight=False,
+    )
+
+
 def _of_network(network: Network | None) -> dict[str, Any]:
     assert network is not None
     shapes = [[size if isinstance(size, int) else str(size) for size in shape] for shape in network.input_shapes]
@@ -117,12 +151,16 @@ def show_bench(
     threads: int,
     rounds: int,
     seconds: float,
+    backend: str,
     sha256: list[str],
     as_json: bool,
     console: Console,
     talk: Console,
 ) -> None:
     """Times of each file, and how much faster than the first."""
+    backends = _BACKENDS.get(backend)
+    if backends is None:
+        raise SettingError(f'bench: --backend must be dense, auto or both, got "{backend}".')
     for file in files:
         if not file.is_file():
             raise RunError(f"bench: {file}: there is no such file.")
@@ -131,8 +169,11 @@ def show_bench(
     for file, expected in zip(files, sha256, strict=False):
         with file.open("rb") as content:
             check_sha256(content, expected, str(file))
-    with talk.status(f"taking turns, about {len(files) * (rounds * seconds + 3):.0f} s"):
-        timings = measurement.bench(files, batch=batch, threads=threads, rounds=rounds, seconds=seconds)
+    n_workers = sum(1 if file.suffix == ".onnx" else len(backends) for file in files)
+    with talk.status(f"taking turns, about {n_workers * (rounds * seconds + 3):.0f} s"):
+        timings = measurement.bench(
+            files, batch=batch, threads=threads, rounds=rounds, seconds=seconds, backends=backends
+        )
     base = timings[0].latency_ms.median
     if as_json:
         print_json(

@@ -194,13 +194,23 @@ def stages(
 @_told
 def inspect(
     file: Annotated[Path, typer.Argument(help="An artifact, such as small.pj.")],
+    ways: Annotated[
+        bool,
+        typer.Option(
+            "--ways", help="Instead, how each layer runs fastest on this machine, and why; this is measured now."
+        ),
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Samples in one call, for --ways.", min=1)] = 1,
     sha256: Sha256 = None,
     json_: Json = False,
 ) -> None:
     """What is in an artifact: per tensor shape, density, bits per weight, codec, bytes. The sum is the file's size."""
-    from penjing.cli.describing import show_artifact
+    from penjing.cli.describing import show_artifact, show_ways
 
-    show_artifact(file, sha256, json_, out_console)
+    if ways:
+        show_ways(file, batch, sha256, json_, out_console)
+    else:
+        show_artifact(file, sha256, json_, out_console)
 
 
 @app.command()
@@ -274,6 +284,12 @@ def bench(
     threads: Annotated[int, typer.Option(help="Threads of each.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Turns that each file takes.", min=1)] = 10,
     seconds: Annotated[float, typer.Option(help="Length of one turn.", min=0.01)] = 0.3,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="How artifacts run: dense, with plain weights; auto, from compressed weights where that is faster here; both."
+        ),
+    ] = "both",
     sha256: Annotated[
         list[str] | None,
         typer.Option(help="What the files must be, one for each in their order.", show_default=False),
@@ -283,7 +299,7 @@ def bench(
     """Latency side by side: a process for each file, taking turns, one thread, median and quartiles, ratio to the first."""
     from penjing.cli.describing import show_bench
 
-    show_bench(files, batch, threads, rounds, seconds, sha256 or [], json_, out_console, err_console)
+    show_bench(files, batch, threads, rounds, seconds, backend, sha256 or [], json_, out_console, err_console)
 
 
 @app.command()

@@ -73,7 +73,17 @@ class Node:
     scope: str = field(default="", compare=False)
 
 
-_OWN = ("nodes", "_nodes", "_program", "_per_sample", "at_any_places", "input_shapes", "hints", "limits")
+_OWN = (
+    "nodes",
+    "_nodes",
+    "_program",
+    "_straight",
+    "_per_sample",
+    "at_any_places",
+    "input_shapes",
+    "hints",
+    "limits",
+)
 
 
 class Outputs(dict[str, Any]):
@@ -128,6 +138,7 @@ class Network(nn.Module):
         super().__init__()
         self._nodes: tuple[Node, ...] = ()
         self._program: list[_Step] = []
+        self._straight: _Straight | None = None
         self._per_sample: frozenset[str] = frozenset()
         self.at_any_places = True
         self.input_shapes = tuple(tuple(shape) for shape in input_shapes)
@@ -156,6 +167,7 @@ class Network(nn.Module):
     @nodes.setter
     def nodes(self, nodes: Sequence[Node]) -> None:
         self._program = _compile(nodes)
+        self._straight = _Straight.of(self._program, tuple(node.name for node in nodes if node.op == INPUT))
         self._nodes = tuple(nodes)
         self._per_sample = _per_sample(nodes)
         self.at_any_places = not any(node.op in _HOLDS_PLACES or node.op.endswith("_scalar") for node in nodes)
@@ -210,6 +222,8 @@ class Network(nn.Module):
     # --- computation -------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        if self._straight is not None and self._straight.program is self._program:
+            return self._straight.run(self, self._bind(args, kwargs)[0])
         if not any(step.node.op == EXIT for step in self._program):
             return self._run(*self._bind(args, kwargs))[-1]
         if self.training:
@@ -364,6 +378,9 @@ class Network(nn.Module):
         return found
 
     def _bind(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        quick = self._straight is not None and not kwargs and len(args) == len(self.input_shapes) and not self.limits
+        if quick and all(x.shape[1:] == shape for x, shape in zip(args, self.input_shapes, strict=True)):
+            return dict(zip(self._straight.input_names, args, strict=True)), {BATCH: len(args[0])}  # type: ignore[union-attr]
         names = [node.name for node in self._nodes if node.op == INPUT]
         if len(args) + len(kwargs) != len(names) or set(kwargs) - set(names[len(args) :]):
             raise DataError(
@@ -396,7 +413,7 @@ class Network(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_program"] = None
+        state["_program"] = state["_straight"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -453,6 +470,52 @@ class _Step:
         if self.has_size:
             settings = {name: resolve(value, sizes) for name, value in settings.items()}
         return apply_operation(self.node.op, inputs, settings, device)
+
+
+@dataclass(frozen=True)
+class _Straight:
+    """A program without exits as bare calls: for small networks the way from layer to layer is a good part of the time.
+
+    Attributes:
+        program: what it stands for.
+        calls: where the module lies or what function to call, the names of inputs and result, which results to drop then.
+    """
+
+    program: list[_Step]
+    input_names: tuple[str, ...]
+    calls: tuple[
+        tuple[tuple[str, ...] | None, Callable[..., Tensor] | None, tuple[str, ...], str, tuple[str, ...]], ...
+    ]
+    output: Node
+
+    @classmethod
+    def of(cls, program: list[_Step], input_names: tuple[str, ...]) -> "_Straight | None":
+        """None where there are exits, or sizes and devices that are known only when it runs."""
+        calls: list[Any] = []
+        for step in program[:-1]:
+            node = step.node
+            if node.op == MODULE:
+                calls.append((tuple(node.path.split(".")), None, node.inputs, node.name, step.drop))
+            elif node.op in OPERATIONS and not OPERATIONS[node.op].creates and not step.has_size:
+                function = OPERATIONS[node.op].function
+                bare = partial(function, **node.settings) if node.settings else function
+                calls.append((None, bare, node.inputs, node.name, step.drop))
+            else:
+                return None
+        return cls(program, input_names, tuple(calls), program[-1].node)
+
+    def run(self, network: nn.Module, values: dict[str, Tensor]) -> Any:
+        """The answer; `values` starts as the inputs."""
+        for path, function, inputs, name, drop in self.calls:
+            call: Any = function
+            if path is not None:
+                call = network
+                for part in path:
+                    call = call._modules[part]
+            values[name] = call(values[inputs[0]]) if len(inputs) == 1 else call(*[values[source] for source in inputs])
+            for done in drop:
+                del values[done]
+        return _answer(self.output, [values[name] for name in self.output.inputs])
 
 
 def _compile(nodes: Sequence[Node]) -> list[_Step]:
@@ -612,7 +675,7 @@ def node_shapes(network: Network, batch: int = 1) -> dict[str, tuple[int, ...]]:
 def _shapes(network: Network, batch: int) -> dict[str, tuple[int, ...]]:
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
     if device.type == "meta":  # nothing to draw
         drawn = [x.to("meta") for x in network.random_inputs(1, torch.Generator(), dtype)]
         drawn = [torch.empty((batch, *x.shape[1:]), dtype=x.dtype, device="meta") for x in drawn]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penjing.artifact import Backend
 from penjing.errors import ArtifactError, RunError
 from penjing.measurement.record import Latency
 
@@ -40,6 +41,7 @@ class Worker:
     Args:
         samples: safetensors file of inputs "0", "1" ..., (n, *shape) each, that are gone through one by one, because
             samples may differ in how far they go; None: one batch of random numbers.
+        backend: of an artifact, see `artifact.load`.
 
     Raises: ArtifactError: the file cannot be loaded. RunError: the process died.
     """
@@ -51,6 +53,7 @@ class Worker:
         batch: int = 1,
         threads: int = 1,
         samples: Path | None = None,
+        backend: Backend = "dense",
     ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -64,7 +67,7 @@ class Worker:
             text=True,
             env=environment,
         )
-        order = {"path": self.path, "batch": batch, "threads": threads}
+        order = {"path": self.path, "batch": batch, "threads": threads, "backend": backend}
         self._send({**order, "samples": str(samples) if samples else None})
         self.runtime: str | None = None
 
@@ -144,13 +147,20 @@ def time_exits(worker: Worker, n_ways: int, *, rounds: int = 5, seconds: float =
 
 
 def bench(
-    paths: Sequence[str | Path], *, batch: int = 1, threads: int = 1, rounds: int = 10, seconds: float = 0.3
+    paths: Sequence[str | Path],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    rounds: int = 10,
+    seconds: float = 0.3,
+    backends: Sequence[Backend] = ("dense",),
 ) -> list[Timing]:
-    """Time files against one another. Raises: ArtifactError: one of them cannot be loaded."""
+    """Time files against one another, artifacts once for each backend. Raises: ArtifactError: one of them cannot be loaded."""
     workers: list[Worker] = []
     try:
         for path in paths:
-            workers.append(Worker(path, batch=batch, threads=threads))
+            for backend in backends if not str(path).endswith(".onnx") else backends[:1]:
+                workers.append(Worker(path, batch=batch, threads=threads, backend=backend))
         return take_turns(workers, rounds=rounds, seconds=seconds)
     finally:
         for worker in workers:

@@ -1,7 +1,7 @@
 """The process that `latency.Worker` talks to: loads one file, then times it on request. One JSON object a line.
 
-in   {"path", "batch", "threads", "samples"}    out  {"runtime"} or {"error"}
-in   {"seconds", "exit_at"}                     out  {"ms": [...], "resident_bytes"}
+in   {"path", "batch", "threads", "samples", "backend"}    out  {"runtime"} or {"error"}
+in   {"seconds", "exit_at"}                                out  {"ms": [...], "resident_bytes"}
 """
 
 import json
@@ -55,9 +55,12 @@ def _artifact(order: dict[str, Any]) -> _Ready:
     from safetensors.torch import load_file  # noqa: PLC0415
 
     from penjing.artifact import load  # noqa: PLC0415
+    from penjing.inference import CompressedLayer  # noqa: PLC0415
 
     torch.set_num_threads(order["threads"])
-    network = load(order["path"])
+    network = load(order["path"], backend=order["backend"], batch=order["batch"])
+    n_compressed = sum(isinstance(module, CompressedLayer) for module in network.modules())
+    how = "" if order["backend"] == "dense" else f", {n_compressed or 'no'} layer{'s' * (n_compressed != 1)} from codes"
     stored_thresholds = network.thresholds
 
     def leave_at(exit_at: int | None) -> None:
@@ -76,7 +79,7 @@ def _artifact(order: dict[str, Any]) -> _Ready:
         with torch.inference_mode():
             return network(*inputs)
 
-    return [partial(call, inputs) for inputs in samples], f"torch {torch.__version__}", leave_at
+    return [partial(call, inputs) for inputs in samples], f"torch {torch.__version__}{how}", leave_at
 
 
 def _onnx(order: dict[str, Any]) -> _Ready:
