@@ -167,7 +167,7 @@ class Network(nn.Module):
     @nodes.setter
     def nodes(self, nodes: Sequence[Node]) -> None:
         self._program = _compile(nodes)
-        self._straight = _Straight.of(self._program, tuple(node.name for node in nodes if node.op == INPUT))
+        self._straight = _Straight.of(self._program, next(node.name for node in nodes if node.op == INPUT))
         self._nodes = tuple(nodes)
         self._per_sample = _per_sample(nodes)
         self.at_any_places = not any(node.op in _HOLDS_PLACES or node.op.endswith("_scalar") for node in nodes)
@@ -223,6 +223,9 @@ class Network(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         if self._straight is not None and self._straight.program is self._program:
+            alone = len(args) == len(self.input_shapes) == 1 and not (kwargs or self.limits)
+            if alone and args[0].shape[1:] == self.input_shapes[0]:
+                return self._straight.run(self, {self._straight.input_name: args[0]})
             return self._straight.run(self, self._bind(args, kwargs)[0])
         if not any(step.node.op == EXIT for step in self._program):
             return self._run(*self._bind(args, kwargs))[-1]
@@ -378,9 +381,6 @@ class Network(nn.Module):
         return found
 
     def _bind(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-        quick = self._straight is not None and not kwargs and len(args) == len(self.input_shapes) and not self.limits
-        if quick and all(x.shape[1:] == shape for x, shape in zip(args, self.input_shapes, strict=True)):
-            return dict(zip(self._straight.input_names, args, strict=True)), {BATCH: len(args[0])}  # type: ignore[union-attr]
         names = [node.name for node in self._nodes if node.op == INPUT]
         if len(args) + len(kwargs) != len(names) or set(kwargs) - set(names[len(args) :]):
             raise DataError(
@@ -478,18 +478,19 @@ class _Straight:
 
     Attributes:
         program: what it stands for.
+        input_name: of the first input.
         calls: where the module lies or what function to call, the names of inputs and result, which results to drop then.
     """
 
     program: list[_Step]
-    input_names: tuple[str, ...]
+    input_name: str
     calls: tuple[
         tuple[tuple[str, ...] | None, Callable[..., Tensor] | None, tuple[str, ...], str, tuple[str, ...]], ...
     ]
     output: Node
 
     @classmethod
-    def of(cls, program: list[_Step], input_names: tuple[str, ...]) -> "_Straight | None":
+    def of(cls, program: list[_Step], input_name: str) -> "_Straight | None":
         """None where there are exits, or sizes and devices that are known only when it runs."""
         calls: list[Any] = []
         for step in program[:-1]:
@@ -502,7 +503,7 @@ class _Straight:
                 calls.append((None, bare, node.inputs, node.name, step.drop))
             else:
                 return None
-        return cls(program, input_names, tuple(calls), program[-1].node)
+        return cls(program, input_name, tuple(calls), program[-1].node)
 
     def run(self, network: nn.Module, values: dict[str, Tensor]) -> Any:
         """The answer; `values` starts as the inputs."""
@@ -512,9 +513,12 @@ class _Straight:
                 call = network
                 for part in path:
                     call = call._modules[part]
-            values[name] = call(values[inputs[0]]) if len(inputs) == 1 else call(*[values[source] for source in inputs])
-            for done in drop:
-                del values[done]
+            if len(inputs) == 1:
+                values[name] = call(values.pop(inputs[0]) if drop else values[inputs[0]])
+            else:
+                values[name] = call(*[values[source] for source in inputs])
+                for done in drop:
+                    del values[done]
         return _answer(self.output, [values[name] for name in self.output.inputs])
 
 

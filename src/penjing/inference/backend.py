@@ -155,8 +155,8 @@ def _candidates(layer: nn.Module, dense: nn.Module, takes_signs: bool) -> Iterat
 def _nothing(dense: nn.Module) -> str:
     """Why no kernel takes a layer."""
     if isinstance(dense, nn.Conv2d):
-        return "kernels take 1 x 1 filters with many zeros, and filters of signs with inputs of signs"
-    return "kernels take many zeros, at most 16 values, or signs"
+        return "no kernel: filters neither 1 x 1 with many zeros, nor of signs with inputs of signs"
+    return "no kernel: neither many zeros, nor at most 16 values, nor signs"
 
 
 def _signed(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -60,11 +60,13 @@ class CompressedLayer(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:
-        own = self._buffers["bias"].device  # type: ignore[union-attr]
-        if x.device != own:
-            raise DataError(f"{self.way}: the inputs are on {x.device}, the layer is on {own}. Move one of them.")
-        if x.dtype is torch.float32 and x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
+        here = x.is_cpu and self._buffers["bias"].is_cpu  # type: ignore[union-attr]
+        if here and x.dtype is torch.float32 and not (x.requires_grad and torch.is_grad_enabled()):
             return self.run(x)
+        if x.device != self.bias.device:
+            raise DataError(
+                f"{self.way}: inputs are on {x.device}, the layer is on {self.bias.device}. Move one of them."
+            )
         y = self.run_dense(x)
         return F.relu(y) if self.rectify else y
 
@@ -92,10 +94,10 @@ class _Linear(CompressedLayer):
 
     def _answers(self, x: Tensor) -> Tensor:
         """Room for the answers."""
-        *outer, n_in = x.shape
-        if n_in != self.shape[1]:
-            raise SettingError(f"{self.way}: inputs must have {self.shape[1]} features, got shape {tuple(x.shape)}.")
-        return torch.empty((*outer, self.shape[0]))
+        shape, (n_out, n_in) = x.shape, self.shape
+        if shape[-1] != n_in:
+            raise SettingError(f"{self.way}: inputs must have {n_in} features, got shape {tuple(shape)}.")
+        return torch.empty((shape[0], n_out) if len(shape) == 2 else (*shape[:-1], n_out))
 
     def _dense(self, x: Tensor) -> Tensor:
         y = self.run_dense(x)
