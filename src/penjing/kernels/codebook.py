@@ -87,6 +87,7 @@ def _dot(lanes: int) -> Any:
                 place = builder.add(x, builder.mul(loop.index, llvm.INT64(4 * _COLUMNS)))
                 for half in halves:
                     word = llvm.load(builder, llvm.add(builder, block, half), whole)
+                    llvm.fetch_ahead(builder, llvm.add(builder, block, half))
                     for k in range(8):
                         codes = builder.lshr(word, llvm.same(4 * k, llvm.INT32, lanes)) if k else word
                         values = _looked_up(builder, tables, codes)
