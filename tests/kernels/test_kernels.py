@@ -1,5 +1,9 @@
 """Kernels give what the dense matrix gives, at every shape, and read nothing outside of their arrays."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +119,32 @@ def test_codes_times_vectors(shape: tuple[int, int], n: int, rectify: bool) -> N
         kernel = codebook.times_vectors_16 if lanes == 16 else codebook.times_vectors_8
         found = run(kernel, words, table, scales, bias, x=x, out=(n, shape[0]), rest=(*shape, n, rectify))
         agrees(found, np.maximum(wanted, 0) if rectify else wanted)
+
+
+def test_a_processor_without_vectors_gets_the_same_answers(tmp_path: Path) -> None:
+    """Numba is told to compile for the plainest processor; in a process of its own, since it asks only once."""
+    program = """
+import numpy as np
+from penjing.kernels import codebook, signs, sparse
+assert codebook.lanes_here() == 0
+rng = np.random.default_rng(0)
+matrix, x = rng.standard_normal((5, 100)).astype(np.float32), rng.standard_normal((1, 100)).astype(np.float32)
+bias = np.zeros(5, np.float32)
+matrix[rng.random(matrix.shape) < 0.7] = 0
+y = np.zeros((1, 5), np.float32)
+groups, starts = sparse.pack(matrix)
+rest = x.ctypes.data, y.ctypes.data, 5, 100, 1, False
+sparse.times_vectors(groups.ctypes.data, starts.ctypes.data, bias.ctypes.data, *rest)
+assert np.abs(y - x @ matrix.T).max() < 1e-4
+signed, ones = np.where(matrix < 0, -1, 1), np.ones(5, np.float32)
+words = signs.pack(signed)
+signs.signs_times_signs(words.ctypes.data, ones.ctypes.data, bias.ctypes.data, *rest)
+assert (y == np.where(x < 0, -1, 1) @ signed.T).all()
+signs.signs_times_vectors(words.ctypes.data, ones.ctypes.data, bias.ctypes.data, *rest)
+assert np.abs(y - x @ signed.T).max() < 1e-4
+"""
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
 
 
 def test_codes_above_fifteen_are_refused() -> None:

@@ -5,13 +5,14 @@ give eight vectors of codes of neighbouring columns, and an instruction that per
 16 lanes; AVX2: two of 8, and a choice) turns codes into values. Other processors have none: `is_fast_here` says so.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm_binding
 import numpy as np
 from numba import carray, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -25,8 +26,16 @@ _COLUMNS, _WORDS = 128, 16
 
 @cache
 def lanes_here() -> int:
-    """Floats in the registers that tables are permuted in: 16 (AVX-512), 8 (AVX2 with fused multiplication), or 0."""
-    features = llvm_binding.get_host_cpu_features()
+    """Floats in the registers that tables are permuted in: 16 (AVX-512), 8 (AVX2 with fused multiplication), or 0.
+
+    Of the processor that Numba compiles for: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES may name a lesser one.
+    """
+    named = config.CPU_FEATURES
+    features: Mapping[str, bool] = (
+        llvm_binding.get_host_cpu_features()
+        if named is None
+        else {word[1:]: word.startswith("+") for word in named.split(",")}
+    )
     if features.get("avx512f"):
         return 16
     return 8 if features.get("avx2") and features.get("fma") else 0
