@@ -226,16 +226,16 @@ class Network(nn.Module):
             alone = len(args) == len(self.input_shapes) == 1 and not (kwargs or self.limits)
             if alone and args[0].shape[1:] == self.input_shapes[0]:
                 return self._straight.run(self, {self._straight.input_name: args[0]})
-            return self._straight.run(self, self._bind(args, kwargs)[0])
+            return self._straight.run(self, self.bind(args, kwargs)[0])
         if not any(step.node.op == EXIT for step in self._program):
-            return self._run(*self._bind(args, kwargs))[-1]
+            return self._run(*self.bind(args, kwargs))[-1]
         if self.training:
-            return ExitOutputs(self._run(*self._bind(args, kwargs)))
+            return ExitOutputs(self._run(*self.bind(args, kwargs)))
         return self.route(*args, **kwargs)[0]
 
     def all_answers(self, *args: Tensor, **kwargs: Tensor) -> ExitOutputs:
         """The answers of every exit and the final one for every sample; nobody leaves."""
-        return ExitOutputs(pytree.tree_leaves(self._run(*self._bind(args, kwargs))))
+        return ExitOutputs(pytree.tree_leaves(self._run(*self.bind(args, kwargs))))
 
     def route(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute with samples leaving at their exits.
@@ -244,7 +244,7 @@ class Network(nn.Module):
         Returns: the answers, (batch, ...), and the exit of each sample, (batch,), int64; the number of exits for those
         that went all the way. The order of the samples is kept.
         """
-        values, sizes = self._bind(args, kwargs)
+        values, sizes = self.bind(args, kwargs)
         n = sizes[BATCH]
         device = next(iter(values.values())).device
         answer: Tensor | None = None
@@ -380,7 +380,11 @@ class Network(nn.Module):
                 found.append(torch.randint(low, high + 1, size, generator=generator).to(kind))
         return found
 
-    def _bind(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def bind(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """The inputs by the names of their nodes, and the sizes that they fix: what `steps` begins with.
+
+        Raises: DataError: other inputs, or of another shape or size, than the network takes.
+        """
         names = [node.name for node in self._nodes if node.op == INPUT]
         if len(args) + len(kwargs) != len(names) or set(kwargs) - set(names[len(args) :]):
             raise DataError(

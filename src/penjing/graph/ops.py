@@ -141,6 +141,17 @@ def sign_through(x: Tensor) -> Tensor:
     return signs + (inside - inside.detach())  # the second term is exactly 0
 
 
+def fake_quantize(x: Tensor, step: float, zero: int) -> Tensor:
+    """step * (clip(round(x / step) + zero, 0, 255) - zero): numbers as 8-bit integers hold them, still floats.
+
+    Halves are rounded to even. The gradient passes where nothing is clipped as if nothing had been done. Any shape.
+    Source: Jacob et al. 2018, arXiv:1712.05877, equations 1 and 12.
+    """
+    inside = x.clamp(-zero * step, (255 - zero) * step)
+    codes = torch.clamp(torch.round(x.detach() / step) + zero, 0, 255)
+    return (codes - zero) * step + (inside - inside.detach())  # the second term is exactly 0
+
+
 def _resize(x: Tensor, size: tuple[int, ...], mode: str, align_corners: bool | None) -> Tensor:
     return F.interpolate(x, list(size), mode=mode, align_corners=align_corners)
 
@@ -321,6 +332,7 @@ OPERATIONS: dict[str, Operation] = {
     "log1p": _unary(torch.log1p),
     "logsumexp": Operation(lambda x, dims, keepdim: torch.logsumexp(x, dims, keepdim), ("dims", "keepdim")),
     "sign_through": _unary(sign_through),
+    "fake_quantize": _unary(fake_quantize, "step", "zero"),
 }
 
 

@@ -1,5 +1,6 @@
 """Parameter quantization: fewer different values, fewer bits."""
 
+from penjing.quantization.activations import quantize_activations, round_biases_
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.binarize import (
     Binarize,
@@ -61,10 +62,12 @@ __all__ = [
     "kmeans_1d",
     "layer_statistics",
     "quantize_",
+    "quantize_activations",
     "quantize_network",
     "quantized",
     "recluster_",
     "refresh_norms_",
+    "round_biases_",
     "settle_grids_",
     "settle_signs_",
     "with_sign_inputs",

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
@@ -16,6 +16,7 @@ from penjing.errors import SettingError
 from penjing.graph import Network, fold_batch_norms, select, settled_batch_norms
 from penjing.measurement.divergence import divergence, final_answers
 from penjing.objective import code_lengths, expected_code_length
+from penjing.quantization.activations import integer_biases, quantize_activations, round_biases_
 from penjing.quantization.bias_correction import correct_biases_
 from penjing.quantization.bit_allocation import Choice, allocate
 from penjing.quantization.rated_steps import steps_at_rate
@@ -57,13 +58,22 @@ def quantize_matrices_(network: Network, scheme: Scheme, bits: Mapping[str, int]
     ties.share_()
 
 
-def quantize_vectors_(network: Network, bits: int) -> list[str]:
-    """Put biases and norms on a grid each, in place. Returns: parameters that belong to no layer; they stay."""
+def quantize_vectors_(network: Network, bits: int, skip: Collection[str] = ()) -> list[str]:
+    """Put biases and norms on a grid each, in place. Returns: parameters that belong to no layer; they stay.
+
+    Args:
+        skip: full names of those that are left as they are.
+    """
     layers, stayed, ties = network.layers(), [], Ties(network)
     for full_name, layer, name in list(named_weights(network)):
         if full_name.rpartition(".")[0] not in layers:
             stayed.append(full_name)
-        elif getattr(layer, name).dim() < 2 and not representations(layer, name) and not ties.repeats(layer, name):
+        elif (
+            full_name not in skip
+            and getattr(layer, name).dim() < 2
+            and not representations(layer, name)
+            and not ties.repeats(layer, name)
+        ):
             quantize_(layer, name, Scheme(bits, per="tensor", range="min-max"))
     ties.share_()
     return stayed
@@ -178,6 +188,10 @@ class Quantize(TrainedStage):
         description="size of the file; the bits of each layer are then chosen, 2 to 8, by what they do",
     )
     vector_bits: int = Field(default=10, ge=2, le=15, description="bits of biases and norms, one step for each vector")
+    activations: Literal[8] | None = Field(
+        default=None,
+        description="bits of what layers take and convolutions give, as integer arithmetic needs them; ranges as for weights",
+    )
     rate: float | None = Field(
         default=None,
         gt=0,
@@ -208,6 +222,10 @@ class Quantize(TrainedStage):
                 "quantize: rate needs epochs to reach it in, per: tensor and symmetric: true; got "
                 f"epochs: {self.epochs}, per: {self.per}, symmetric: {str(self.symmetric).lower()}."
             )
+        if self.activations is not None and self.norms == "keep":
+            raise SettingError(
+                "quantize: activations in integers need norms: fold; a norm between layers computes in floats."
+            )
         if self.rate is not None and self.max_bytes is not None:
             raise SettingError("quantize: rate and max_bytes are given; only one can decide.")
         return self
@@ -234,13 +252,17 @@ class Quantize(TrainedStage):
             self._begin_at_rate_(network, self.rate)
         if self.correct_biases and not (kept and self.epochs):
             correct_biases_(before, network, bench.samples("biases", self.samples))
-        others = [] if kept else quantize_vectors_(network, self.vector_bits)
+        if self.activations is not None:
+            batches = bench.samples("activations", self.samples)
+            network = quantize_activations(network, bits, batches, range=self.range, percentile=self.percentile)
+        others = [] if kept else quantize_vectors_(network, self.vector_bits, skip=integer_biases(network))
         bench.network = network
         bench.facts["bits"] = dict(bits)
         if self.epochs:
             follow_grids_(network)
             bench.train(self.schedule(), [*self.parts(bench), FollowGrids(self.rate)])
             settle_grids_(network)  # also where a finished training was only read
+            round_biases_(network)
         if kept:
             bench.network, _ = settled_batch_norms(network)
             others = quantize_vectors_(bench.network, self.vector_bits)

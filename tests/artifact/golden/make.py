@@ -176,6 +176,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "0.2.0-modules": _modules,
     "0.2.0-operations": _operations,
     "0.2.0-sign": lambda: _operations(["sign_through"]),
+    "0.2.0-fake-quantize": lambda: _operations(["fake_quantize"]),
     "0.2.0-tensors": _types,
     "0.2.0-several": _several,
     "0.2.0-exits": _of_tests("exits"),

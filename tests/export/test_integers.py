@@ -1,0 +1,95 @@
+"""Networks with quantized activations become integer arithmetic, and ONNX Runtime answers as PyTorch does."""
+
+import collections
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from penjing.data import digits
+from penjing.errors import RunError
+from penjing.export import export_onnx
+from penjing.export import onnx as module
+from penjing.graph import Network, trace
+from penjing.quantization import Quantize
+from penjing.training import Batch, Task, Train, Workbench
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Network, Task]:
+    torch.manual_seed(0)
+    layers = [
+        *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)),
+    ]
+    found = digits()
+    task = Task(found.train, found.valid, found.test)
+    network = trace(nn.Sequential(*layers), (torch.randn(2, 1, 8, 8),))
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    Train(epochs=6, lr=0.01).apply(bench)
+    return bench.network.eval(), task
+
+
+def test_integers_answer_as_the_simulation_does(trained: tuple[Network, Task], tmp_path: Path) -> None:
+    network, task = trained
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    Quantize(activations=8).apply(bench)
+    done = export_onnx(bench.network, tmp_path / "int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(done.path), options, providers=["CPUExecutionProvider"])
+    count = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert count["QLinearConv"] == 2 and count["Conv"] == 0, "convolutions compute in integers"
+    assert count["QGemm"] + count["MatMulIntegerToFloat"] + count["QLinearMatMul"] == 1
+    kinds = {tensor.data_type for tensor in onnx.load(done.path).graph.initializer}
+    assert {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32} <= kinds
+    agree = n = right = dense_right = 0
+    assert task.test is not None
+    for batch in task.batches(task.test):
+        (answers,) = session.run(None, {session.get_inputs()[0].name: batch.args[0].numpy()})
+        found = torch.from_numpy(answers).argmax(1)
+        with torch.no_grad():
+            agree += int((found == bench.network(*batch.args).argmax(1)).sum())
+            dense_right += int((network(*batch.args).argmax(1) == batch.labels).sum())
+        right += int((found == batch.labels).sum())
+        n += len(found)
+    assert agree >= 0.995 * n
+    assert right >= dense_right - 0.02 * n
+
+
+def test_weights_without_codes_stay_floats(trained: tuple[Network, Task], tmp_path: Path) -> None:
+    network, task = trained
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    Quantize(activations=8, layers={"4": 16}, per="group", group_size=3).apply(bench)
+    done = export_onnx(bench.network, tmp_path / "mixed.onnx")
+    assert onnx.TensorProto.FLOAT in {tensor.data_type for tensor in onnx.load(done.path).graph.initializer}
+
+
+def test_a_linear_layer_of_tokens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16, bias=False))
+    x = torch.randn(64, 7, 16)
+    task = Task([Batch((x,), {}, x)], [Batch((x,), {}, x)], loss=nn.functional.mse_loss)  # type: ignore[arg-type]
+    bench = Workbench(trace(model, (x[:2],)), task, accelerator=Accelerator(cpu=True))
+    Quantize(activations=8).apply(bench)
+    done = export_onnx(bench.network, tmp_path / "tokens.onnx")
+    assert done.largest_difference < 0.05
+
+
+def test_a_runtime_that_answers_otherwise_leaves_no_file(
+    trained: tuple[Network, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, task = trained
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    Quantize(activations=8).apply(bench)
+    monkeypatch.setattr(module, "INTEGER_TOLERANCE", -1.0)
+    with pytest.raises(RunError, match="nothing was written"):
+        export_onnx(bench.network, tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
