@@ -194,7 +194,10 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
             dynamic_shapes=(tuple(_free(shape) for shape in network.input_shapes),),
         )
     assert program is not None
-    content = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph, proto):
+        part.ClearField("metadata_props")  # the source lines that each node came from
+    content = proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
