@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from penjing.data import digits
+from penjing.dynamic import EarlyExits
 from penjing.errors import RunError
 from penjing.export import export_onnx
 from penjing.export import onnx as module
@@ -62,6 +63,16 @@ def test_integers_answer_as_the_simulation_does(trained: tuple[Network, Task], t
         n += len(found)
     assert agree >= 0.995 * n
     assert right >= dense_right - 0.02 * n
+
+
+def test_exits_are_outputs_of_integer_arithmetic_too(trained: tuple[Network, Task], tmp_path: Path) -> None:
+    network, task = trained
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    EarlyExits(exits=1, epochs=1).apply(bench)
+    Quantize(activations=8).apply(bench)
+    done = export_onnx(bench.network, tmp_path / "exits.onnx")
+    assert done.outputs == ("exit_0", "final")
+    assert export_onnx(bench.network, tmp_path / "first.onnx", exit_at=0).size_bytes < done.size_bytes
 
 
 def test_weights_without_codes_stay_floats(trained: tuple[Network, Task], tmp_path: Path) -> None:

@@ -203,6 +203,14 @@ def show_bench(
             f"{base / found.median:.2f}x",
         )
     console.print(table)
+    for timing in timings[1:]:
+        ratio = base / timing.latency_ms.median
+        if ratio < 1:
+            console.print(
+                f"\n{timing.path} ({timing.runtime}) does not pay here: {ratio:.2f} times as fast as the first.",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(
         f"\nbatch {batch}, {threads} thread{'s' if threads > 1 else ''} each, {rounds} turns of {seconds:g} s, random inputs. "
         "Exits of a dynamic network depend on the inputs: its time on real samples is in the report.",
@@ -227,7 +235,7 @@ def show_export(
     """Write ONNX, say how well it agrees and what it takes."""
     if out.exists() and not force:
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
-    done = export_onnx(artifact.load(file, sha256=sha256), out, exit_at=exit_at)
+    done = export_onnx(artifact.load(file, for_training=True, sha256=sha256), out, exit_at=exit_at)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})

@@ -11,7 +11,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.onnx.ops import symbolic
 from penjing.errors import MissingError, RunError, SettingError
 from penjing.files import write_atomically
 from penjing.graph import Network
-from penjing.graph.network import MODULE
+from penjing.graph.network import MODULE, module_at, set_module, set_tensor, tensor_at
 from penjing.graph.sizes import Size
 from penjing.representation import Grid, plain, representations
 
@@ -150,6 +150,29 @@ def _free(shape: tuple[int | Size, ...]) -> dict[int, Any]:
     return free | {dim: torch.export.Dim.AUTO for dim, size in enumerate(shape, start=1) if isinstance(size, Size)}
 
 
+def _apart(network: Network) -> Network:
+    """Layers and tensors that are called like something of `Network` itself ("exits") get other names, in place.
+
+    `torch.export` looks them up as attributes.
+    """
+    taken = {node.path.partition(".")[0] for node in network.nodes if node.path} & set(dir(Network))
+    nodes = []
+    for node in network.nodes:
+        first, _, rest = node.path.partition(".")
+        if first in taken:
+            path = f"own_{first}.{rest}" if rest else f"own_{first}"
+            if node.op == MODULE:
+                set_module(network, path, module_at(network, node.path))
+            else:
+                set_tensor(network, path, tensor_at(network, node.path))
+            node = replace(node, path=path)
+        nodes.append(node)
+    for name in taken:
+        network._modules.pop(name, None)
+    network.nodes = nodes
+    return network
+
+
 def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = None) -> Export:
     """Write a network as ONNX, with a batch dimension of any size, and compare.
 
@@ -174,7 +197,7 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
         )
     answers = tuple(range(n_exits + 1)) if exit_at is None else (exit_at,)
     names = tuple("final" if k == n_exits else f"exit_{k}" for k in answers)
-    dense = plain(network).cpu().eval()
+    dense = _apart(plain(network).cpu().eval())
     static = _Static(dense, answers)
     in_integers = any(node.op == "fake_quantize" for node in network.nodes)
     written = _Integers(network, copy.deepcopy(dense), answers) if in_integers else static

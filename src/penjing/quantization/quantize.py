@@ -255,6 +255,7 @@ class Quantize(TrainedStage):
         if self.activations is not None:
             batches = bench.samples("activations", self.samples)
             network = quantize_activations(network, bits, batches, range=self.range, percentile=self.percentile)
+            bench.warn("integers are simulated in PyTorch, which is slow; export to ONNX for their speed")
         others = [] if kept else quantize_vectors_(network, self.vector_bits, skip=integer_biases(network))
         bench.network = network
         bench.facts["bits"] = dict(bits)
