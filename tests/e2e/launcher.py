@@ -7,7 +7,7 @@ from typing import Any
 class StillWorker:
     """Stands in for `measurement.Worker` where the time that a network takes is not the question."""
 
-    runtime = "none"
+    runtime, backend = "none", "dense"
 
     def __init__(self, path: object, **_: Any) -> None:
         self.path = str(path)

@@ -125,9 +125,21 @@ def test_export_and_bench(finished: Path, penjing_says: Say, tmp_path: Path) -> 
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-4)
     assert "exists" in one_line(penjing_says("export", source, out))
     times = json.loads(penjing_says("bench", source, out, "--rounds", 2, "--seconds", 0.02, "--json").stdout)
-    assert [row["file_bytes"] for row in times] == [source.stat().st_size, out.stat().st_size]
+    assert [row["file_bytes"] for row in times] == [source.stat().st_size] * 2 + [out.stat().st_size]
     assert times[0]["speed"] == 1 and times[1]["speed"] > 0
-    assert [row["runtime"].split()[0] for row in times] == ["torch", "onnxruntime"]
+    assert [row["backend"] for row in times] == ["dense", "auto", "onnx"]
+    assert [row["runtime"].split()[0] for row in times] == ["torch", "torch", "onnxruntime"]
+    alone = penjing_says("bench", source, "--backend", "auto", "--rounds", 2, "--seconds", 0.02, "--json").stdout
+    assert [row["backend"] for row in json.loads(alone)] == ["auto"]
+    assert "must be dense, auto or both" in one_line(penjing_says("bench", source, "--backend", "fast"))
+
+
+def test_inspect_says_how_layers_run(finished: Path, penjing_says: Say) -> None:
+    rows = json.loads(penjing_says("inspect", finished / "tiny.pj", "--ways", "--json").stdout)
+    layers = load(finished / "tiny.pj").layers()
+    assert [row["path"] for row in rows] == [path for path, layer in layers.items() if hasattr(layer, "weight")]
+    assert all(row["why"] and row["dense_bytes"] > 0 for row in rows)
+    assert "measured now on this machine" in penjing_says("inspect", finished / "tiny.pj", "--ways").stdout
 
 
 def test_stages_and_help(penjing_says: Say) -> None:

@@ -27,12 +27,14 @@ class Timing:
         latency_ms: of one call.
         resident_bytes: the worker's resident size after it.
         runtime: what ran it.
+        backend: how an artifact ran, see `artifact.load`; "onnx" for an ONNX file.
     """
 
     path: str
     latency_ms: Latency
     resident_bytes: int
     runtime: str
+    backend: str
 
 
 class Worker:
@@ -59,6 +61,7 @@ class Worker:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
         self.path = str(path)
+        self.backend = "onnx" if self.path.endswith(".onnx") else backend
         self._process = subprocess.Popen(
             [sys.executable, "-m", "penjing.measurement.worker"],
             stdin=subprocess.PIPE,
@@ -132,7 +135,7 @@ def take_turns(workers: Sequence[Worker], *, rounds: int = 5, seconds: float = 0
             found, resident[i] = worker.time(seconds)
             times[i] += found
     return [
-        Timing(worker.path, _quartiles(ms), size, str(worker.runtime))
+        Timing(worker.path, _quartiles(ms), size, str(worker.runtime), worker.backend)
         for worker, ms, size in zip(workers, times, resident, strict=True)
     ]
 
