@@ -1,11 +1,13 @@
 """What runs how is measured, answers stay, and nothing of it is in the file."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import penjing as pj
 from penjing.errors import PenjingError, SettingError
@@ -177,3 +179,27 @@ def test_it_really_is_faster_where_it_says_so() -> None:
     (choice,) = accelerate(network.eval()).choices
     assert choice.way == "sparse" and choice.own_ms is not None and choice.dense_ms is not None
     assert choice.own_ms < 0.7 * choice.dense_ms
+
+
+NETWORKS = runpy.run_path(str(Path(__file__).parents[1] / "artifact" / "conftest.py"))["NETWORKS"]
+
+
+@pytest.mark.usefixtures("kernels_win")
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_whatever_a_file_can_hold_answers_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    own, dense = accelerate(network).network, plain(network).eval()
+    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    x = network.random_inputs(2, torch.Generator().manual_seed(1), dtype)
+    with torch.no_grad():
+        found, wanted, before = (pytree.tree_leaves(one(*x)) for one in (own, dense, network))
+    for a, b, c in zip(found, wanted, before, strict=True):
+        if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
+            room = 1e-5 * (1 + float(b.double().nan_to_num().abs().max()))
+            torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=room, equal_nan=True)
+            assert torch.equal(b.nan_to_num(), c.nan_to_num()), (
+                "plain weights are what representations give, bit for bit"
+            )
+        else:
+            assert not isinstance(a, Tensor) or torch.equal(a, b)

@@ -668,7 +668,11 @@ def without_data(network: Network) -> Network:
             kind = MODULES.get(str(kind_of(module)))
             if kind is not None:
                 with torch.device("meta"):
-                    memo[id(module)] = kind.build(kind.describe(module))
+                    memo[id(module)] = built = kind.build(kind.describe(module))
+                    for name in (*module.parametrizations, *module._parameters):  # type: ignore[misc]
+                        value = getattr(module, name)
+                        if name not in built._parameters and isinstance(value, Tensor):  # of a class of the user's
+                            built.register_parameter(name, nn.Parameter(torch.empty_like(value, device="meta"), False))
     return with_tensors(network, lambda tensor: torch.empty_like(tensor, device="meta"), memo).eval()
 
 

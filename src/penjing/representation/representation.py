@@ -80,21 +80,39 @@ def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
                 yield (f"{path}.{name}" if path else name), owner, name
 
 
+def _make_plain_(module: nn.Module) -> None:
+    """The same in place, for a module that is no layer but holds parameters, such as the network itself."""
+    values = {
+        name: getattr(module, name).detach().clone() for name in module.get_submodule("parametrizations")._modules
+    }
+    module.__class__ = type(module).__bases__[
+        0
+    ]  # copies share the class that torch made, which has the weights as properties
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
 def plain(network: Network) -> Network:
     """A copy whose weights are ordinary parameters: what the representations materialise to, bit for bit."""
     dense = copy.deepcopy(network)
     for path, layer in list(dense.named_modules()):
         if not parametrize.is_parametrized(layer):
             continue
-        kind = MODULES[str(kind_of(layer))]
+        kind = MODULES.get(str(kind_of(layer)))
+        if kind is None:
+            _make_plain_(layer)
+            continue
         with torch.device("meta"):
             fresh = kind.build(kind.describe(layer))
-        for name in [*fresh._parameters, *fresh._buffers]:
+        # a class of the user's may hold more than the layer's own
+        parametrized = layer.parametrizations
+        for name in dict.fromkeys([*fresh._parameters, *parametrized, *layer._parameters]):
             value = getattr(layer, name)
-            if isinstance(value, Tensor):
-                value = value.detach().clone()
-                setattr(fresh, name, nn.Parameter(value) if name in fresh._parameters else value)
-            else:
-                setattr(fresh, name, None)
+            fresh.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+        for name in dict.fromkeys([*fresh._buffers, *layer._buffers]):
+            value = getattr(layer, name)
+            lasting = name not in layer._non_persistent_buffers_set
+            fresh.register_buffer(name, None if value is None else value.detach().clone(), persistent=lasting)
         set_module(dense, path, fresh.train(layer.training))
     return dense
