@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from penjing.dynamic import EarlyExits
     from penjing.errors import PenjingError
     from penjing.graph import Network, trace
+    from penjing.inference import accelerate
     from penjing.measurement import bench
     from penjing.objective import soft_target_loss
     from penjing.papers import claim_named, reproduce
@@ -73,6 +74,7 @@ _HOME = {
     "PenjingError": "errors",
     "Network": "graph",
     "trace": "graph",
+    "accelerate": "inference",
     "bench": "measurement",
     "soft_target_loss": "objective",
     "claim_named": "papers",
@@ -141,6 +143,7 @@ __all__ = [
     "TrainFromScratch",
     "Workbench",
     "__version__",
+    "accelerate",
     "bench",
     "claim_named",
     "compress",

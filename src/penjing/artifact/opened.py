@@ -48,7 +48,7 @@ def load(
         raise SettingError(f'load: backend must be "dense" or "auto", got {backend!r}.')
     if backend == "auto" and for_training:
         raise SettingError(
-            'load: backend "auto" is for inference. Train what for_training=True gives, then penjing.inference.accelerate(it).'
+            'load: backend "auto" is for inference. Train what for_training=True gives, then penjing.accelerate(it).'
         )
     with open_artifact(path, sha256=sha256) as artifact:
         network = artifact.network(for_training=for_training or backend == "auto")
