@@ -14,9 +14,6 @@ from numba.extending import intrinsic
 
 INT8, INT16, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
-AHEAD = 2048
-"""How far ahead weights are fetched: 4096 x 4096 codes take 0.56 ms instead of 0.93."""
-
 
 def vector(element: Any, lanes: int) -> Any:
     """The type of so many numbers side by side."""
@@ -58,9 +55,9 @@ def call(builder: Any, name: str, result: Any, arguments: Sequence[Any]) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
-def fetch_ahead(builder: Any, address: Any) -> None:
-    """Bring the cache line `AHEAD` bytes further on its way; where nothing lies there, nothing happens."""
-    place = builder.inttoptr(add(builder, address, AHEAD), INT8.as_pointer())
+def fetch(builder: Any, address: Any) -> None:
+    """Bring the cache line of an address on its way; where nothing lies there, nothing happens."""
+    place = builder.inttoptr(address, INT8.as_pointer())
     call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, INT32(0), INT32(3), INT32(1)])
 
 

@@ -23,6 +23,8 @@ GROUP = 16
 ROWS = 4
 MOST_COLUMNS = 1 << 16
 _GROUP_BYTES, _BLOCKS_BYTES = 96, 72
+_AHEAD = 4096
+"""Bytes by which groups are fetched ahead: 4096 x 4096 at 95 % zeros take 0.33 ms instead of 0.44. Blocks gain nothing."""
 
 Groups = NDArray[np.uint8]
 """(groups, 96), or (groups, 72) for blocks."""
@@ -145,6 +147,8 @@ def _dot(typing_context: Any, groups: Any, x: Any, n: Any) -> Any:
         with cgutils.for_range(builder, n) as loop:
             group = builder.add(groups, builder.mul(loop.index, llvm.INT64(_GROUP_BYTES)))
             columns = _columns(builder, llvm.add(builder, group, 64), GROUP)
+            llvm.fetch(builder, llvm.add(builder, group, _AHEAD))
+            llvm.fetch(builder, llvm.add(builder, group, _AHEAD + 64))
             for k in range(4):
                 values = llvm.load(builder, llvm.add(builder, group, 16 * k), four)
                 entries = ir.Constant(four, ir.Undefined)
