@@ -103,10 +103,7 @@ def test_groups_that_would_be_read_outside_are_refused() -> None:
             sparse.check(groups[:, :50], starts, matrix.shape)
 
 
-LANES = [lanes for lanes in (16, 8) if codebook.lanes_here() >= lanes]
-
-
-@pytest.mark.skipif(not LANES, reason="this processor has neither AVX-512 nor AVX2")
+@pytest.mark.skipif(not codebook.lanes_here(), reason="this processor has neither AVX-512 nor AVX2")
 @few
 @given(SHAPES, SAMPLES, st.booleans())
 def test_codes_times_vectors(shape: tuple[int, int], n: int, rectify: bool) -> None:
@@ -115,18 +112,27 @@ def test_codes_times_vectors(shape: tuple[int, int], n: int, rectify: bool) -> N
     words = codebook.pack(codes)
     np.testing.assert_array_equal(codebook.unpack(words, shape[1]), codes)
     wanted = x.astype(float) @ (table[codes] * scales[:, None]).T + bias
-    for lanes in LANES:
-        kernel = codebook.times_vectors_16 if lanes == 16 else codebook.times_vectors_8
-        found = run(kernel, words, table, scales, bias, x=x, out=(n, shape[0]), rest=(*shape, n, rectify))
-        agrees(found, np.maximum(wanted, 0) if rectify else wanted)
+    rest = (*shape, n, rectify)
+    found = run(codebook.times_vectors, words, table, scales, bias, x=x, out=(n, shape[0]), rest=rest)
+    agrees(found, np.maximum(wanted, 0) if rectify else wanted)
 
 
-def test_a_processor_without_vectors_gets_the_same_answers(tmp_path: Path) -> None:
-    """Numba is told to compile for the plainest processor; in a process of its own, since it asks only once."""
+LESSER = {"generic": ("", 0), "haswell": ("+avx,+avx2,+fma,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt", 8)}
+"""Processors without vectors and with AVX2 alone: what Numba is told of them, and the lanes of their registers."""
+
+
+@pytest.mark.parametrize("name", LESSER)
+def test_lesser_processors_give_the_same_answers(name: str, tmp_path: Path) -> None:
+    """Numba is told to compile for them, in a process of its own, since it asks only once."""
+    features, lanes = LESSER[name]
+    if codebook.lanes_here() < lanes:
+        pytest.skip("this processor has no AVX2")
     program = """
+import sys
 import numpy as np
 from penjing.kernels import codebook, signs, sparse
-assert codebook.lanes_here() == 0
+lanes = int(sys.argv[1])
+assert codebook.lanes_here() == lanes
 rng = np.random.default_rng(0)
 matrix, x = rng.standard_normal((5, 100)).astype(np.float32), rng.standard_normal((1, 100)).astype(np.float32)
 bias = np.zeros(5, np.float32)
@@ -142,9 +148,18 @@ signs.signs_times_signs(words.ctypes.data, ones.ctypes.data, bias.ctypes.data, *
 assert (y == np.where(x < 0, -1, 1) @ signed.T).all()
 signs.signs_times_vectors(words.ctypes.data, ones.ctypes.data, bias.ctypes.data, *rest)
 assert np.abs(y - x @ signed.T).max() < 1e-4
+for _ in range(40 if lanes else 0):
+    rows, columns, n = (int(k) for k in rng.integers(1, (40, 300, 6)))
+    codes, table = rng.integers(0, 16, (rows, columns)).astype(np.uint8), rng.standard_normal(16).astype(np.float32)
+    x, scales, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, columns), rows, rows))
+    words, y = codebook.pack(codes), np.zeros((n, rows), np.float32)
+    arrays = [array.ctypes.data for array in (words, table, scales, bias, x, y)]
+    codebook.times_vectors(*arrays, rows, columns, n, False)
+    wanted = x.astype(float) @ (table[codes] * scales[:, None]).T + bias
+    assert np.abs(y - wanted).max() <= 1e-5 * (1 + np.abs(wanted).max())
 """
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
+    told = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program, str(lanes)], check=True, env=os.environ | told, timeout=300)
 
 
 def test_codes_above_fifteen_are_refused() -> None:

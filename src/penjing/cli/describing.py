@@ -109,10 +109,12 @@ def show_artifact(path: Path, sha256: str | None, as_json: bool, console: Consol
         )
 
 
-def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console: Console) -> None:
+def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console: Console, talk: Console) -> None:
     """How each layer with a matrix or filters runs on this machine, and what was tried."""
     torch.set_num_threads(1)
-    choices = accelerate(artifact.load(path, for_training=True, sha256=sha256), batch=batch).choices
+    network = artifact.load(path, for_training=True, sha256=sha256)
+    with talk.status("timing layers; the first time on a machine kernels are compiled, a few seconds each"):
+        choices = accelerate(network, batch=batch).choices
     if as_json:
         print_json([asdict(choice) for choice in choices])
         return

@@ -208,7 +208,7 @@ def inspect(
     from penjing.cli.describing import show_artifact, show_ways
 
     if ways:
-        show_ways(file, batch, sha256, json_, out_console)
+        show_ways(file, batch, sha256, json_, out_console, err_console)
     else:
         show_artifact(file, sha256, json_, out_console)
 

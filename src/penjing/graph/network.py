@@ -625,6 +625,11 @@ def set_tensor(root: nn.Module, path: str, tensor: Tensor) -> None:
         owner._non_persistent_buffers_set.add(name)
 
 
+def word_of(network: nn.Module, node: Node) -> str:
+    """What a node does, in lower case: its operation, or the kind of layer that it calls; "" for a layer of no known kind."""
+    return (kind_of(module_at(network, node.path)) or "" if node.op == MODULE else node.op).lower()
+
+
 def module_at(root: nn.Module, path: str) -> nn.Module:
     """The module at the dotted `path` below `root`. Raises: TraceError: there is none."""
     found: nn.Module | None = root

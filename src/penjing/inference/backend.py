@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from penjing.graph import Network, Node
 from penjing.graph.modules import kind_of
-from penjing.graph.network import MODULE, needed, node_shapes, set_module
+from penjing.graph.network import MODULE, needed, node_shapes, set_module, word_of
 from penjing.inference.layers import (
     CodebookLinear,
     CompressedLayer,
@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 """How far answers of a kernel may be from those of the dense layer, relative to the largest of them."""
 _WORTH_IT = 0.9
 _LEAST_ZEROS = 0.5
-_SAME_VALUES = ("flatten", "reshape", "permute", "identity", "contiguous")
+_SAME_VALUES = ("flatten", "reshape", "permute", "identity", "dropout", "dropout2d")
 _ROUNDS, _SECONDS = 7, 0.002
 
 
@@ -220,10 +220,7 @@ def _in_blocks(weight: Tensor) -> bool:
 def _is_signs(nodes: dict[str, Node], network: Network, name: str) -> bool:
     """Whether a result holds nothing but signs."""
     node = nodes[name]
-    while node.op in _SAME_VALUES or (
-        node.op == MODULE
-        and kind_of(network.get_submodule(node.path)) in ("Flatten", "Dropout", "Dropout2d", "Identity")
-    ):
+    while word_of(network, node) in _SAME_VALUES:
         node = nodes[node.inputs[0]]
     return node.op == "sign_through"
 
@@ -246,7 +243,7 @@ def _take_rectifiers_(network: Network, chosen: dict[str, CompressedLayer]) -> N
     """A ReLU that alone reads a layer is computed with it."""
     renamed: dict[str, str] = {}
     for node in network.nodes:
-        if _word(network, node) != "relu":
+        if word_of(network, node) != "relu":
             continue
         source = next(other for other in network.nodes if other.name == node.inputs[0])
         made = chosen.get(source.path) if source.op == MODULE else None
@@ -259,11 +256,6 @@ def _take_rectifiers_(network: Network, chosen: dict[str, CompressedLayer]) -> N
         for node in network.nodes
         if node.name not in renamed
     ]
-
-
-def _word(network: Network, node: Node) -> str:
-    kind = kind_of(network.get_submodule(node.path)) if node.op == MODULE else node.op
-    return (kind or "").lower()
 
 
 def _take_turns(calls: list[Callable[[], Tensor]]) -> list[float]:

@@ -205,8 +205,7 @@ class CodebookLinear(_Linear):
         if n >= MANY:
             return self._dense(x)
         packed = self._addresses("words", "table", "scales", "bias")
-        kernel = codebook.times_vectors_16 if codebook.lanes_here() == codebook.SIZE else codebook.times_vectors_8
-        kernel(*packed, x.data_ptr(), y.data_ptr(), *self.shape, n, self.rectify)
+        codebook.times_vectors(*packed, x.data_ptr(), y.data_ptr(), *self.shape, n, self.rectify)
         return y
 
 

@@ -80,38 +80,33 @@ def _looked_up(builder: Any, tables: list[Any], codes: Any) -> Any:
     return builder.select(upper, high, low)
 
 
-def _dot(lanes: int) -> Any:
-    """The kernel of one row and one vector, for registers of so many lanes."""
+@intrinsic
+def _dot(typing_context: Any, words: Any, x: Any, table: Any, n: Any) -> Any:
+    """float32: the sum of table[code] * x over n blocks of 128 columns, in registers of as many lanes as there are here."""
 
-    @intrinsic
-    def dot(typing_context: Any, words: Any, x: Any, table: Any, n: Any) -> Any:
-        """float32: the sum of table[code] * x over n blocks of 128 columns."""
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = lanes_here()
+        if not lanes:
+            raise DataError("kernels.codebook: this processor permutes no registers; see lanes_here.")
+        words, x, table, n = arguments
+        floats, whole = llvm.vector(llvm.FLOAT, lanes), llvm.vector(llvm.INT32, lanes)
+        halves = range(0, 4 * SIZE, 4 * lanes)
+        tables = [llvm.load(builder, llvm.add(builder, table, half), floats) for half in halves]
+        sums = llvm.Sums(builder, 4, lanes)
+        with cgutils.for_range(builder, n) as loop:
+            block = builder.add(words, builder.mul(loop.index, llvm.INT64(4 * _WORDS)))
+            place = builder.add(x, builder.mul(loop.index, llvm.INT64(4 * _COLUMNS)))
+            for half in halves:
+                word = llvm.load(builder, llvm.add(builder, block, half), whole)
+                llvm.fetch(builder, llvm.add(builder, block, half + _AHEAD))
+                for k in range(8):
+                    codes = builder.lshr(word, llvm.same(4 * k, llvm.INT32, lanes)) if k else word
+                    values = _looked_up(builder, tables, codes)
+                    entries = llvm.load(builder, llvm.add(builder, place, 4 * _WORDS * k + half), floats)
+                    sums.update(k, lambda total, a=values, b=entries: llvm.multiply_add(builder, a, b, total))  # type: ignore[misc]
+        return llvm.lanes_added(builder, sums.together())
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            words, x, table, n = arguments
-            floats, whole = llvm.vector(llvm.FLOAT, lanes), llvm.vector(llvm.INT32, lanes)
-            halves = range(0, 4 * SIZE, 4 * lanes)
-            tables = [llvm.load(builder, llvm.add(builder, table, half), floats) for half in halves]
-            sums = llvm.Sums(builder, 4, lanes)
-            with cgutils.for_range(builder, n) as loop:
-                block = builder.add(words, builder.mul(loop.index, llvm.INT64(4 * _WORDS)))
-                place = builder.add(x, builder.mul(loop.index, llvm.INT64(4 * _COLUMNS)))
-                for half in halves:
-                    word = llvm.load(builder, llvm.add(builder, block, half), whole)
-                    llvm.fetch(builder, llvm.add(builder, block, half + _AHEAD))
-                    for k in range(8):
-                        codes = builder.lshr(word, llvm.same(4 * k, llvm.INT32, lanes)) if k else word
-                        values = _looked_up(builder, tables, codes)
-                        entries = llvm.load(builder, llvm.add(builder, place, 4 * _WORDS * k + half), floats)
-                        sums.update(k, lambda total, a=values, b=entries: llvm.multiply_add(builder, a, b, total))  # type: ignore[misc]
-            return llvm.lanes_added(builder, sums.together())
-
-        return types.float32(types.intp, types.intp, types.intp, types.intp), generate
-
-    return dot
-
-
-_dot_16, _dot_8 = _dot(16), _dot(8)
+    return types.float32(types.intp, types.intp, types.intp, types.intp), generate
 
 
 @njit(nogil=True, cache=True)
@@ -126,10 +121,10 @@ def _filled(x: int, n_columns: int, n: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def times_vectors_16(
+def times_vectors(
     words: int, table: int, scales: int, bias: int, x: int, y: int, n_rows: int, n_columns: int, n: int, rectify: bool
 ) -> None:
-    """y[s, r] = scale[r] * sum_c table[code[r, c]] x[s, c] + b[r] for n samples, on processors with AVX-512.
+    """y[s, r] = scale[r] * sum_c table[code[r, c]] x[s, c] + b[r] for n samples; not where `lanes_here` is 0.
 
     Args:
         words: address of what `pack` gives. table: of 16 float32. scales, bias: of float32 (rows,). x: of float32 (n, columns).
@@ -143,24 +138,6 @@ def times_vectors_16(
     out = carray(llvm.pointer(y), (n, n_rows), np.float32)
     for r in range(n_rows):
         for s in range(n):
-            found = _dot_16(words + 64 * n_blocks * r, inputs + 512 * n_blocks * s, table, n_blocks)
-            total = factors[r] * found + added[r]
-            out[s, r] = np.float32(0) if rectify and total < 0 else total
-
-
-@njit(nogil=True, cache=True)
-def times_vectors_8(
-    words: int, table: int, scales: int, bias: int, x: int, y: int, n_rows: int, n_columns: int, n: int, rectify: bool
-) -> None:
-    """The same on processors with AVX2."""
-    n_blocks = (n_columns + 127) // 128
-    filled = _filled(x, n_columns, n)
-    inputs = filled.ctypes.data if filled.size else x
-    factors = carray(llvm.pointer(scales), (n_rows,), np.float32)
-    added = carray(llvm.pointer(bias), (n_rows,), np.float32)
-    out = carray(llvm.pointer(y), (n, n_rows), np.float32)
-    for r in range(n_rows):
-        for s in range(n):
-            found = _dot_8(words + 64 * n_blocks * r, inputs + 512 * n_blocks * s, table, n_blocks)
+            found = _dot(words + 64 * n_blocks * r, inputs + 512 * n_blocks * s, table, n_blocks)
             total = factors[r] * found + added[r]
             out[s, r] = np.float32(0) if rectify and total < 0 else total

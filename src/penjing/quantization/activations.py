@@ -25,8 +25,7 @@ from torch import Tensor
 
 from penjing.errors import DataError, SettingError
 from penjing.graph import Network, Node
-from penjing.graph.modules import kind_of
-from penjing.graph.network import EXIT, MODULE, OUTPUT
+from penjing.graph.network import MODULE, word_of
 from penjing.quantization.uniform import Range
 from penjing.representation import Grid, representations
 from penjing.training import Batch
@@ -34,6 +33,7 @@ from penjing.training import Batch
 LEVELS = 255
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _MOVES = ("flatten", "reshape", "permute", "slice", "pad", "identity", "dropout", "dropout2d")
+_LARGEST = ("max_pool", "maxpool1d", "maxpool2d", "maxpool3d", "adaptive_max_pool")
 _JOINS = ("add", "concat")
 _MEANS = ("avg_pool", "adaptive_avg_pool", "avgpool2d", "adaptiveavgpool2d", "mean")
 _RECTIFIERS = ("relu", "relu6")
@@ -123,8 +123,8 @@ def quantized_places(network: Network, layers: Collection[str]) -> dict[str, str
     found: dict[str, str | None] = {}
 
     def moves(name: str) -> bool:
-        word = _word(network, nodes[name])
-        return "max_pool" in word or (word in _MOVES and not nodes[name].settings.get("value"))
+        word = word_of(network, nodes[name])
+        return word in _LARGEST or (word in _MOVES and not nodes[name].settings.get("value"))
 
     def is_quantized(name: str) -> bool:
         return name in found or (moves(name) and is_quantized(nodes[name].inputs[0]))
@@ -137,7 +137,7 @@ def quantized_places(network: Network, layers: Collection[str]) -> dict[str, str
             found[name] = source
 
     for node in network.nodes:
-        word = _word(network, node)
+        word = word_of(network, node)
         if node.op == MODULE and node.path in layers:
             mark(node.inputs[0])
             if word in _CONVOLUTIONS:
@@ -153,16 +153,9 @@ def quantized_places(network: Network, layers: Collection[str]) -> dict[str, str
 def _behind(network: Network, node: Node) -> str:
     """The ReLU that alone reads a result, else the node itself."""
     readers = network.consumers(node.name)
-    if len(readers) == 1 and _word(network, readers[0]) in _RECTIFIERS:
+    if len(readers) == 1 and word_of(network, readers[0]) in _RECTIFIERS:
         return readers[0].name
     return node.name
-
-
-def _word(network: Network, node: Node) -> str:
-    if node.op in (EXIT, OUTPUT):
-        return node.op
-    kind = kind_of(network.get_submodule(node.path)) if node.op == MODULE else node.op
-    return (kind or "").lower().replace("maxpool", "max_pool")
 
 
 @dataclass

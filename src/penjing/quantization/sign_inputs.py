@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from penjing.graph import Network, Node
 from penjing.graph.modules import kind_of
-from penjing.graph.network import EXIT, MODULE, OUTPUT, module_at, needed
+from penjing.graph.network import EXIT, MODULE, OUTPUT, module_at, needed, word_of
 
 MATRICES = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 """Layers whose weight is a matrix or filters."""
@@ -59,7 +59,7 @@ def without_norm_behind(network: Network, paths: Collection[str]) -> list[str]:
     for node in network.nodes:
         if node.op == MODULE and node.path in paths and node.path not in found:
             readers = list(_readers(network, node.name))
-            if not readers or not all("norm" in _word(network, reader) for reader in readers):
+            if not readers or not all("norm" in word_of(network, reader) for reader in readers):
                 found.append(node.path)
     return found
 
@@ -73,7 +73,7 @@ def without_norm_before(network: Network, paths: Collection[str]) -> list[str]:
             source = nodes[node.inputs[0]]
             while source.op == "sign_through" or _passes(network, source):
                 source = nodes[source.inputs[0]]
-            if "norm" not in _word(network, source):
+            if "norm" not in word_of(network, source):
                 found.append(node.path)
     return found
 
@@ -81,7 +81,7 @@ def without_norm_before(network: Network, paths: Collection[str]) -> list[str]:
 def _take_signs_(network: Network, name: str, made: dict[str, str]) -> None:
     nodes = {node.name: node for node in network.nodes}
     reader = nodes[name]
-    while "dropout" in _word(network, nodes[reader.inputs[0]]) and len(network.consumers(reader.inputs[0])) == 1:
+    while "dropout" in word_of(network, nodes[reader.inputs[0]]) and len(network.consumers(reader.inputs[0])) == 1:
         reader = nodes[reader.inputs[0]]
     source = reader.inputs[0]
     new: list[Node] = []
@@ -91,7 +91,7 @@ def _take_signs_(network: Network, name: str, made: dict[str, str]) -> None:
         while _passes(network, above):
             chain.append(above)
             above = nodes[above.inputs[0]]
-        if _word(network, above) in _NOT_NEGATIVE:
+        if word_of(network, above) in _NOT_NEGATIVE:
             signed = above.inputs[0]
             alone = all(len(network.consumers(link.name)) == 1 for link in chain)
             for link in reversed(chain):
@@ -123,13 +123,8 @@ def _passes(network: Network, node: Node) -> bool:
     """A pooling, a dropout or another shape: what is not negative stays so."""
     if node.op in (EXIT, OUTPUT):
         return False
-    word = _word(network, node)
+    word = word_of(network, node)
     return word in _SHAPES or "pool" in word or "dropout" in word
-
-
-def _word(network: Network, node: Node) -> str:
-    """What a node does, an operation or a kind of layer, in lower case."""
-    return (_kind(network, node) if node.op == MODULE else node.op).lower()
 
 
 def _kind(network: Network, node: Node) -> str:
