@@ -127,11 +127,14 @@ def test_export_and_bench(finished: Path, penjing_says: Say, tmp_path: Path) -> 
     times = json.loads(penjing_says("bench", source, out, "--rounds", 2, "--seconds", 0.02, "--json").stdout)
     assert [row["file_bytes"] for row in times] == [source.stat().st_size] * 2 + [out.stat().st_size]
     assert times[0]["speed"] == 1 and times[1]["speed"] > 0
-    assert [row["backend"] for row in times] == ["dense", "auto", "onnx"]
+    assert [row["backend"] for row in times] == ["dense", "auto", "onnxruntime"]
     assert [row["runtime"].split()[0] for row in times] == ["torch", "torch", "onnxruntime"]
     alone = penjing_says("bench", source, "--backend", "auto", "--rounds", 2, "--seconds", 0.02, "--json").stdout
     assert [row["backend"] for row in json.loads(alone)] == ["auto"]
     assert "must be dense, auto or both" in one_line(penjing_says("bench", source, "--backend", "fast"))
+    assert "must be onnxruntime, openvino or both" in one_line(penjing_says("bench", out, "--runtime", "fast"))
+    assert "must end in .onnx" in one_line(penjing_says("export", source, tmp_path / "tiny.tflite"))
+    assert "--batch is for .pte" in one_line(penjing_says("export", source, tmp_path / "b.onnx", "--batch", 2))
 
 
 def test_inspect_says_how_layers_run(finished: Path, penjing_says: Say) -> None:

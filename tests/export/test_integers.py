@@ -8,32 +8,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from penjing.data import digits
 from penjing.dynamic import EarlyExits
 from penjing.errors import RunError
-from penjing.export import export_onnx
-from penjing.export import onnx as module
+from penjing.export import export_onnx, static
 from penjing.graph import Network, trace
 from penjing.quantization import Quantize
-from penjing.training import Batch, Task, Train, Workbench
+from penjing.training import Batch, Task, Workbench
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[Network, Task]:
-    torch.manual_seed(0)
-    layers = [
-        *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)),
-    ]
-    found = digits()
-    task = Task(found.train, found.valid, found.test)
-    network = trace(nn.Sequential(*layers), (torch.randn(2, 1, 8, 8),))
-    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
-    Train(epochs=6, lr=0.01).apply(bench)
-    return bench.network.eval(), task
 
 
 def test_integers_answer_as_the_simulation_does(trained: tuple[Network, Task], tmp_path: Path) -> None:
@@ -100,7 +83,7 @@ def test_a_runtime_that_answers_otherwise_leaves_no_file(
     network, task = trained
     bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
     Quantize(activations=8).apply(bench)
-    monkeypatch.setattr(module, "INTEGER_TOLERANCE", -1.0)
+    monkeypatch.setattr(static, "INTEGER_TOLERANCE", -1.0)
     with pytest.raises(RunError, match="nothing was written"):
         export_onnx(bench.network, tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()

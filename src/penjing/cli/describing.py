@@ -14,7 +14,7 @@ from rich.table import Table
 from penjing import artifact, measurement
 from penjing.cli.main import print_json
 from penjing.errors import RunError, SettingError, nearest
-from penjing.export import export_onnx
+from penjing.export import export_executorch, export_onnx
 from penjing.files import check_sha256
 from penjing.graph import Network
 from penjing.inference import accelerate
@@ -24,6 +24,11 @@ from penjing.training.stage import described
 from penjing.units import show_bytes
 
 _BACKENDS: dict[str, tuple[artifact.Backend, ...]] = {"dense": ("dense",), "auto": ("auto",), "both": ("dense", "auto")}
+_RUNTIMES: dict[str, tuple[measurement.Runtime, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "both": ("onnxruntime", "openvino"),
+}
 
 
 def plain_table(*, show_footer: bool = False) -> Table:
@@ -154,6 +159,7 @@ def show_bench(
     rounds: int,
     seconds: float,
     backend: str,
+    runtime: str,
     sha256: list[str],
     as_json: bool,
     console: Console,
@@ -163,6 +169,9 @@ def show_bench(
     backends = _BACKENDS.get(backend)
     if backends is None:
         raise SettingError(f'bench: --backend must be dense, auto or both, got "{backend}".')
+    runtimes = _RUNTIMES.get(runtime)
+    if runtimes is None:
+        raise SettingError(f'bench: --runtime must be onnxruntime, openvino or both, got "{runtime}".')
     for file in files:
         if not file.is_file():
             raise RunError(f"bench: {file}: there is no such file.")
@@ -171,10 +180,11 @@ def show_bench(
     for file, expected in zip(files, sha256, strict=False):
         with file.open("rb") as content:
             check_sha256(content, expected, str(file))
-    n_workers = sum(1 if file.suffix == ".onnx" else len(backends) for file in files)
+    ways = {".onnx": len(runtimes), ".pte": 1}
+    n_workers = sum(ways.get(file.suffix, len(backends)) for file in files)
     with talk.status(f"taking turns, about {n_workers * (rounds * seconds + 3):.0f} s"):
         timings = measurement.bench(
-            files, batch=batch, threads=threads, rounds=rounds, seconds=seconds, backends=backends
+            files, batch=batch, threads=threads, rounds=rounds, seconds=seconds, backends=backends, runtimes=runtimes
         )
     base = timings[0].latency_ms.median
     if as_json:
@@ -232,19 +242,35 @@ def show_report(folder: Path, as_json: bool, console: Console) -> None:
 
 
 def show_export(
-    file: Path, out: Path, exit_at: int | None, sha256: str | None, force: bool, as_json: bool, console: Console
+    file: Path,
+    out: Path,
+    exit_at: int | None,
+    batch: int | None,
+    sha256: str | None,
+    force: bool,
+    as_json: bool,
+    console: Console,
 ) -> None:
-    """Write ONNX, say how well it agrees and what it takes."""
+    """Write ONNX or a program for ExecuTorch, say how well it agrees and what it takes."""
+    if out.suffix not in (".onnx", ".pte"):
+        raise SettingError(f"export: {out} must end in .onnx (ONNX) or .pte (ExecuTorch).")
+    if batch is not None and out.suffix == ".onnx":
+        raise SettingError("export: --batch is for .pte files; an ONNX file takes any number of samples.")
     if out.exists() and not force:
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
-    done = export_onnx(artifact.load(file, for_training=True, sha256=sha256), out, exit_at=exit_at)
+    network = artifact.load(file, for_training=True, sha256=sha256)
+    if out.suffix == ".onnx":
+        done = export_onnx(network, out, exit_at=exit_at)
+    else:
+        done = export_executorch(network, out, exit_at=exit_at, batch=batch or 1)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})
         return
     console.print(
         f"{done.path}: {done.size_bytes:,} bytes; the artifact, {size:,} bytes, is {done.size_bytes / size:.1f} times smaller\n"
-        f"outputs {', '.join(done.outputs)}; ONNX Runtime and PyTorch differ by at most {done.largest_difference:.1e} relative",
+        f"outputs {', '.join(done.outputs)}; {done.runtime} and PyTorch differ by at most "
+        f"{done.largest_difference:.1e} relative",
         highlight=False,
         soft_wrap=True,
     )

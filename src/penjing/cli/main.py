@@ -278,7 +278,10 @@ def unpack(
 @_told
 def bench(
     files: Annotated[
-        list[Path], typer.Argument(help="Artifacts (.pj) and ONNX files (.onnx); the first is the baseline.")
+        list[Path],
+        typer.Argument(
+            help="Artifacts (.pj), ONNX files (.onnx), ExecuTorch programs (.pte); the first is the baseline."
+        ),
     ],
     batch: Annotated[int, typer.Option(help="Samples in one call.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each.", min=1)] = 1,
@@ -290,6 +293,7 @@ def bench(
             help="How artifacts run: dense, with plain weights; auto, from compressed weights where that is faster here; both."
         ),
     ] = "both",
+    runtime: Annotated[str, typer.Option(help="What runs ONNX files: onnxruntime, openvino, both.")] = "onnxruntime",
     sha256: Annotated[
         list[str] | None,
         typer.Option(help="What the files must be, one for each in their order.", show_default=False),
@@ -299,7 +303,7 @@ def bench(
     """Latency side by side: a process for each file, taking turns, one thread, median and quartiles, ratio to the first."""
     from penjing.cli.describing import show_bench
 
-    show_bench(files, batch, threads, rounds, seconds, backend, sha256 or [], json_, out_console, err_console)
+    show_bench(files, batch, threads, rounds, seconds, backend, runtime, sha256 or [], json_, out_console, err_console)
 
 
 @app.command()
@@ -318,21 +322,27 @@ def report(
 @_told
 def export(
     file: Annotated[Path, typer.Argument(help="An artifact, such as small.pj.")],
-    out: Annotated[Path, typer.Argument(help="Where to write, such as small.onnx.")],
+    out: Annotated[Path, typer.Argument(help="Where to write: small.onnx, or small.pte for ExecuTorch.")],
     exit_: Annotated[
         int | None,
         typer.Option(
             "--exit", help="Only the answer of this exit (0, 1 ...), as a smaller network.", show_default=False
         ),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples in a call of a .pte file, 1 unless told; ONNX takes any number.", min=1, show_default=False
+        ),
+    ] = None,
     sha256: Sha256 = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     json_: Json = False,
 ) -> None:
-    """Write an artifact as ONNX, and compare its answers with PyTorch's in ONNX Runtime."""
+    """Write an artifact as ONNX or for ExecuTorch, and compare its answers there with PyTorch's."""
     from penjing.cli.describing import show_export
 
-    show_export(file, out, exit_, sha256, force, json_, out_console)
+    show_export(file, out, exit_, batch, sha256, force, json_, out_console)
 
 
 @app.command()

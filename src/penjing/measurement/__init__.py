@@ -2,7 +2,7 @@
 
 from penjing.measurement.accuracy import Answers, accuracy, answer, drop, metric_value
 from penjing.measurement.intervals import mean_interval, paired_drop_interval, wilson_interval
-from penjing.measurement.latency import Timing, Worker, bench, take_turns, time_exits
+from penjing.measurement.latency import Runtime, Timing, Worker, bench, take_turns, time_exits
 from penjing.measurement.macs import layer_macs, macs_by_node, macs_to_exits, macs_without_exits
 from penjing.measurement.record import (
     SCHEMA_VERSION,
@@ -26,6 +26,7 @@ __all__ = [
     "MetricValue",
     "OperatingPoint",
     "Record",
+    "Runtime",
     "Timing",
     "Worker",
     "accuracy",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from penjing.artifact import Backend
 from penjing.errors import ArtifactError, RunError
@@ -27,7 +27,7 @@ class Timing:
         latency_ms: of one call.
         resident_bytes: the worker's resident size after it.
         runtime: what ran it.
-        backend: how an artifact ran, see `artifact.load`; "onnx" for an ONNX file.
+        backend: how an artifact ran, see `artifact.load`; "onnxruntime" or "openvino" for an ONNX file, "executorch".
     """
 
     path: str
@@ -37,13 +37,17 @@ class Timing:
     backend: str
 
 
+Runtime = Literal["onnxruntime", "openvino"]
+"""What runs ONNX files."""
+
+
 class Worker:
-    """A process that has loaded one artifact or ONNX file and times it when asked.
+    """A process that has loaded one artifact, ONNX file or ExecuTorch program and times it when asked.
 
     Args:
         samples: safetensors file of inputs "0", "1" ..., (n, *shape) each, that are gone through one by one, because
             samples may differ in how far they go; None: one batch of random numbers.
-        backend: of an artifact, see `artifact.load`.
+        backend: of an artifact, see `artifact.load`; of an ONNX file what runs it; an ExecuTorch program has but one way.
 
     Raises: ArtifactError: the file cannot be loaded. RunError: the process died.
     """
@@ -55,13 +59,13 @@ class Worker:
         batch: int = 1,
         threads: int = 1,
         samples: Path | None = None,
-        backend: Backend = "dense",
+        backend: Backend | Runtime | None = None,
     ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
         self.path = str(path)
-        self.backend = "onnx" if self.path.endswith(".onnx") else backend
+        self.backend = backend or _ways(path, ("dense",), ("onnxruntime",))[0]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "penjing.measurement.worker"],
             stdin=subprocess.PIPE,
@@ -70,7 +74,7 @@ class Worker:
             text=True,
             env=environment,
         )
-        order = {"path": self.path, "batch": batch, "threads": threads, "backend": backend}
+        order = {"path": self.path, "batch": batch, "threads": threads, "backend": self.backend}
         self._send({**order, "samples": str(samples) if samples else None})
         self.runtime: str | None = None
 
@@ -157,17 +161,27 @@ def bench(
     rounds: int = 10,
     seconds: float = 0.3,
     backends: Sequence[Backend] = ("dense",),
+    runtimes: Sequence[Runtime] = ("onnxruntime",),
 ) -> list[Timing]:
-    """Time files against one another, artifacts once for each backend. Raises: ArtifactError: one of them cannot be loaded."""
+    """Time files against one another: artifacts once for each backend, ONNX files once for each runtime.
+
+    Raises: ArtifactError: one of them cannot be loaded.
+    """
     workers: list[Worker] = []
     try:
         for path in paths:
-            for backend in backends if not str(path).endswith(".onnx") else backends[:1]:
+            for backend in _ways(path, backends, runtimes):
                 workers.append(Worker(path, batch=batch, threads=threads, backend=backend))
         return take_turns(workers, rounds=rounds, seconds=seconds)
     finally:
         for worker in workers:
             worker.close()
+
+
+def _ways(path: str | Path, backends: Sequence[Backend], runtimes: Sequence[Runtime]) -> Sequence[Any]:
+    """The values of `Timing.backend` that a file asks for."""
+    ending = Path(path).suffix
+    return runtimes if ending == ".onnx" else ("executorch",) if ending == ".pte" else backends
 
 
 def _quartiles(values: Sequence[float]) -> Latency:

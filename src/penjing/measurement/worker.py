@@ -4,11 +4,12 @@ in   {"path", "batch", "threads", "samples", "backend"}    out  {"runtime"} or {
 in   {"seconds", "exit_at"}                                out  {"ms": [...], "resident_bytes"}
 """
 
+import contextlib
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def main() -> None:
     """Serve until the input ends."""
     order = json.loads(sys.stdin.readline())
     try:
-        calls, runtime, leave_at = _onnx(order) if str(order["path"]).endswith(".onnx") else _artifact(order)
+        calls, runtime, leave_at = _LOADERS.get(order["backend"], _artifact)(order)
         for _ in range(WARM_PASSES):
             for call in calls:
                 call()
@@ -82,27 +83,94 @@ def _artifact(order: dict[str, Any]) -> _Ready:
     return [partial(call, inputs) for inputs in samples], f"torch {torch.__version__}{how}", leave_at
 
 
-def _onnx(order: dict[str, Any]) -> _Ready:
+def _onnxruntime(order: dict[str, Any]) -> _Ready:
     try:
-        import numpy as np  # noqa: PLC0415
         import onnxruntime  # noqa: PLC0415
     except ImportError:
         raise MissingError("bench: ONNX files need onnxruntime. Install it with: pip install 'penjing[onnx]'") from None
-    if not Path(order["path"]).is_file():
-        raise PenjingError(f"{order['path']}: there is no such file.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = order["threads"]
     options.inter_op_num_threads = 1
-    try:
+    with _explained(order, "ONNX Runtime"):
         session = onnxruntime.InferenceSession(order["path"], options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise PenjingError(f"{order['path']}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
-    rng = np.random.default_rng(0)
-    feeds = {}
-    for tensor in session.get_inputs():
-        shape = [order["batch"] if i == 0 or not isinstance(n, int) else n for i, n in enumerate(tensor.shape)]
-        feeds[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+    inputs = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+    feeds = _random(inputs, order["batch"])
     return [lambda: session.run(None, feeds)], f"onnxruntime {onnxruntime.__version__}", lambda exit_at: None
+
+
+def _openvino(order: dict[str, Any]) -> _Ready:
+    try:
+        import openvino  # noqa: PLC0415
+    except ImportError:
+        raise MissingError("bench: openvino is missing. Install it with: pip install 'penjing[openvino]'") from None
+    settings = {
+        "INFERENCE_NUM_THREADS": order["threads"],
+        "INFERENCE_PRECISION_HINT": "f32",
+    }  # or floats become bfloat16
+    with _explained(order, "OpenVINO"):
+        compiled = openvino.Core().compile_model(order["path"], "CPU", settings)
+    inputs = {
+        port.any_name: [n.get_length() if n.is_static else None for n in port.partial_shape] for port in compiled.inputs
+    }
+    feeds = _random(inputs, order["batch"])
+    request = compiled.create_infer_request()
+    version = openvino.__version__.split("-")[0]
+    return [lambda: request.infer(feeds)], f"openvino {version}", lambda exit_at: None
+
+
+def _executorch(order: dict[str, Any]) -> _Ready:
+    import torch  # noqa: PLC0415
+
+    try:
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool  # noqa: PLC0415
+        from executorch.runtime import Runtime  # noqa: PLC0415
+        from executorch.version import __version__ as version  # noqa: PLC0415
+    except ImportError:
+        missing = "bench: .pte files need executorch. Install it with: pip install 'penjing[executorch]'"
+        raise MissingError(missing) from None
+    _unsafe_reset_threadpool(order["threads"])
+    with _explained(order, "ExecuTorch"):
+        program = Runtime.get().load_program(Path(order["path"]))
+        method = program.load_method("forward")
+    shapes = [method.metadata.input_tensor_meta(i).sizes() for i in range(method.metadata.num_inputs())]
+    if order["batch"] != shapes[0][0]:
+        raise PenjingError(
+            f"{order['path']}: a call takes {shapes[0][0]} samples, got --batch {order['batch']}. "
+            f"Write another with penjing export --batch {order['batch']}."
+        )
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*shape, generator=generator) for shape in shapes]
+    return [lambda: method.execute(inputs)], f"executorch {version}", lambda exit_at: None
+
+
+_LOADERS: dict[str, Callable[[dict[str, Any]], _Ready]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "executorch": _executorch,
+}
+
+
+@contextlib.contextmanager
+def _explained(order: dict[str, Any], runtime: str) -> Iterator[None]:
+    """A file that is not there or not what it says, in one line."""
+    if not Path(order["path"]).is_file():
+        raise PenjingError(f"{order['path']}: there is no such file.")
+    try:
+        yield
+    except Exception as error:
+        raise PenjingError(f"{order['path']}: {runtime} cannot load it ({str(error).splitlines()[0]}).") from None
+
+
+def _random(shapes: Mapping[str, Sequence[Any]], batch: int) -> dict[str, Any]:
+    """Normal numbers for each input by name; whatever is left open is as large as the batch."""
+    import numpy as np  # noqa: PLC0415
+
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, shape in shapes.items():
+        sizes = [batch if i == 0 or not isinstance(n, int) else n for i, n in enumerate(shape)]
+        found[name] = rng.standard_normal(sizes).astype(np.float32)
+    return found
 
 
 def _answer(message: dict[str, Any]) -> None:

@@ -1,0 +1,133 @@
+"""What every exporter starts from: a network of plain tensors whose samples all go the same way, and how answers compare."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import SettingError
+from penjing.graph import Network
+from penjing.graph.network import MODULE, module_at, set_module, set_tensor, tensor_at
+from penjing.representation import plain
+
+TOLERANCE = 1e-4
+INTEGER_TOLERANCE = 0.1
+"""For integer arithmetic: where a sum lies between two codes, runtimes round one way or the other, and layers behind go on."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        path, size_bytes: the file.
+        outputs: names of its outputs.
+        runtime: what ran it, to compare.
+        largest_difference: between that and PyTorch, over all outputs, relative to the largest value.
+    """
+
+    path: Path
+    size_bytes: int
+    outputs: tuple[str, ...]
+    runtime: str
+    largest_difference: float
+
+
+class Static(nn.Module):
+    """All answers of a network that are wanted, in order; no sample leaves early."""
+
+    def __init__(self, network: Network, answers: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.answers = network, tuple(answers)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.network.all_answers(*inputs)
+        return tuple(found[k] for k in self.answers)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network made ready to be written.
+
+    Attributes:
+        network: the one given, with its representations.
+        dense: plain float32 tensors on the processor, for evaluation.
+        static: its answers.
+        outputs: their names: exit_0, exit_1 ..., final.
+        inputs: random samples, by name.
+        in_integers: activations are quantized.
+    """
+
+    network: Network
+    dense: Network
+    static: Static
+    outputs: tuple[str, ...]
+    inputs: dict[str, Tensor]
+    in_integers: bool
+
+    def difference(self, found: Sequence[Tensor]) -> float:
+        """How far a runtime's answers to the first samples, or all, are from PyTorch's, relative to the largest of those."""
+        with torch.no_grad():
+            expected = self.static(*(x[: len(found[0])] for x in self.inputs.values()))
+        worst = 0.0
+        for own, wanted in zip(found, expected, strict=True):
+            gap = float((own - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
+            worst = gap if not gap <= worst else worst
+        return worst
+
+    @property
+    def tolerance(self) -> float:
+        """How much a runtime may differ."""
+        return INTEGER_TOLERANCE if self.in_integers else TOLERANCE
+
+    def copy_of_dense(self) -> Network:
+        """A network to write into, which shares nothing with the one that is compared with."""
+        return copy.deepcopy(self.dense)
+
+
+def start(network: Network, exit_at: int | None, n_samples: int) -> Start:
+    """Make a network ready. Raises: SettingError: no such exit."""
+    n_exits = len(network.exits)
+    if exit_at is not None and not 0 <= exit_at <= n_exits:
+        raise SettingError(
+            f"export: there is no exit {exit_at}; exits are 0 to {n_exits - 1}, {n_exits} is the final answer."
+        )
+    answers = tuple(range(n_exits + 1)) if exit_at is None else (exit_at,)
+    dense = _apart(plain(network).cpu().eval())
+    random = network.random_inputs(n_samples, torch.Generator().manual_seed(0))
+    return Start(
+        network,
+        dense,
+        Static(dense, answers),
+        tuple("final" if k == n_exits else f"exit_{k}" for k in answers),
+        dict(zip((node.name for node in network.nodes if node.op == "input"), random, strict=True)),
+        any(node.op == "fake_quantize" for node in network.nodes),
+    )
+
+
+def _apart(network: Network) -> Network:
+    """Layers and tensors that are called like something of `Network` itself ("exits") get other names, in place.
+
+    `torch.export` looks them up as attributes.
+    """
+    taken = {node.path.partition(".")[0] for node in network.nodes if node.path} & set(dir(Network))
+    nodes = []
+    for node in network.nodes:
+        first, _, rest = node.path.partition(".")
+        if first in taken:
+            path = f"own_{first}.{rest}" if rest else f"own_{first}"
+            if node.op == MODULE:
+                set_module(network, path, module_at(network, node.path))
+            else:
+                set_tensor(network, path, tensor_at(network, node.path))
+            node = replace(node, path=path)
+        nodes.append(node)
+    for name in taken:
+        network._modules.pop(name, None)
+    network.nodes = nodes
+    return network
