@@ -134,7 +134,9 @@ def test_export_and_bench(finished: Path, penjing_says: Say, tmp_path: Path) -> 
     assert "must be dense, auto or both" in one_line(penjing_says("bench", source, "--backend", "fast"))
     assert "must be onnxruntime, openvino or both" in one_line(penjing_says("bench", out, "--runtime", "fast"))
     assert "must end in .onnx" in one_line(penjing_says("export", source, tmp_path / "tiny.tflite"))
-    assert "--batch is for .pte" in one_line(penjing_says("export", source, tmp_path / "b.onnx", "--batch", 2))
+    assert "--batch and --length are for .pte" in one_line(
+        penjing_says("export", source, tmp_path / "b.onnx", "--batch", 2)
+    )
 
 
 def test_inspect_says_how_layers_run(finished: Path, penjing_says: Say) -> None:

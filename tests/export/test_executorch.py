@@ -30,6 +30,8 @@ def test_without_executorch_it_says_what_to_install(
 def test_a_batch_below_one_is_refused(trained: tuple[Network, Task], tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="batch must be at least 1, got 0"):
         export_executorch(trained[0], tmp_path / "x.pte", batch=0)
+    with pytest.raises(SettingError, match="takes inputs of one size"):
+        export_executorch(trained[0], tmp_path / "x.pte", length=8)
 
 
 def test_floats(trained: tuple[Network, Task], tmp_path: Path) -> None:

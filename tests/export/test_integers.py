@@ -77,13 +77,28 @@ def test_a_linear_layer_of_tokens(tmp_path: Path) -> None:
     assert done.largest_difference < 0.05
 
 
+def test_rows_of_an_embedding_stay_codes_until_they_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(500, 32), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 16))
+    ids = torch.randint(0, 500, (64, 7))
+    task = Task([Batch((ids,), {}, ids)], [Batch((ids,), {}, ids)], loss=lambda y, _: y.square().mean())  # type: ignore[arg-type]
+    bench = Workbench(trace(model, (ids[:2],)), task, accelerator=Accelerator(cpu=True))
+    Quantize(activations=8).apply(bench)
+    places = [node for node in bench.network.nodes if node.op == "fake_quantize"]
+    assert len(places) == 2, "in front of both linear layers; indices are not numbers"
+    done = export_onnx(bench.network, tmp_path / "ids.onnx")
+    assert done.largest_difference < 0.05
+    kinds = {(tensor.data_type, *tensor.dims) for tensor in onnx.load(done.path).graph.initializer}
+    assert (onnx.TensorProto.INT8, 500, 32) in kinds and (onnx.TensorProto.FLOAT, 500, 32) not in kinds
+
+
 def test_a_runtime_that_answers_otherwise_leaves_no_file(
     trained: tuple[Network, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, task = trained
     bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
     Quantize(activations=8).apply(bench)
-    monkeypatch.setattr(static, "INTEGER_TOLERANCE", -1.0)
+    monkeypatch.setattr(static, "INTEGER_TOLERANCE", -100.0)
     with pytest.raises(RunError, match="nothing was written"):
         export_onnx(bench.network, tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()

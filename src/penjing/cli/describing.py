@@ -155,6 +155,7 @@ def _of_network(network: Network | None) -> dict[str, Any]:
 def show_bench(
     files: list[Path],
     batch: int,
+    length: int | None,
     threads: int,
     rounds: int,
     seconds: float,
@@ -184,7 +185,14 @@ def show_bench(
     n_workers = sum(ways.get(file.suffix, len(backends)) for file in files)
     with talk.status(f"taking turns, about {n_workers * (rounds * seconds + 3):.0f} s"):
         timings = measurement.bench(
-            files, batch=batch, threads=threads, rounds=rounds, seconds=seconds, backends=backends, runtimes=runtimes
+            files,
+            batch=batch,
+            length=length,
+            threads=threads,
+            rounds=rounds,
+            seconds=seconds,
+            backends=backends,
+            runtimes=runtimes,
         )
     base = timings[0].latency_ms.median
     if as_json:
@@ -246,6 +254,7 @@ def show_export(
     out: Path,
     exit_at: int | None,
     batch: int | None,
+    length: int | None,
     sha256: str | None,
     force: bool,
     as_json: bool,
@@ -254,15 +263,15 @@ def show_export(
     """Write ONNX or a program for ExecuTorch, say how well it agrees and what it takes."""
     if out.suffix not in (".onnx", ".pte"):
         raise SettingError(f"export: {out} must end in .onnx (ONNX) or .pte (ExecuTorch).")
-    if batch is not None and out.suffix == ".onnx":
-        raise SettingError("export: --batch is for .pte files; an ONNX file takes any number of samples.")
+    if (batch or length) and out.suffix == ".onnx":
+        raise SettingError("export: --batch and --length are for .pte files; an ONNX file takes any.")
     if out.exists() and not force:
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
     network = artifact.load(file, for_training=True, sha256=sha256)
     if out.suffix == ".onnx":
         done = export_onnx(network, out, exit_at=exit_at)
     else:
-        done = export_executorch(network, out, exit_at=exit_at, batch=batch or 1)
+        done = export_executorch(network, out, exit_at=exit_at, batch=batch or 1, length=length)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})

@@ -284,6 +284,14 @@ def bench(
         ),
     ],
     batch: Annotated[int, typer.Option(help="Samples in one call.", min=1)] = 1,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Of what a network leaves open, such as words in a sentence; else as traced, 64 in ONNX files.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of each.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Turns that each file takes.", min=1)] = 10,
     seconds: Annotated[float, typer.Option(help="Length of one turn.", min=0.01)] = 0.3,
@@ -303,7 +311,9 @@ def bench(
     """Latency side by side: a process for each file, taking turns, one thread, median and quartiles, ratio to the first."""
     from penjing.cli.describing import show_bench
 
-    show_bench(files, batch, threads, rounds, seconds, backend, runtime, sha256 or [], json_, out_console, err_console)
+    show_bench(
+        files, batch, length, threads, rounds, seconds, backend, runtime, sha256 or [], json_, out_console, err_console
+    )
 
 
 @app.command()
@@ -335,6 +345,12 @@ def export(
             help="Samples in a call of a .pte file, 1 unless told; ONNX takes any number.", min=1, show_default=False
         ),
     ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Of what the network leaves open, in a .pte file; else as traced.", min=1, show_default=False
+        ),
+    ] = None,
     sha256: Sha256 = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     json_: Json = False,
@@ -342,7 +358,7 @@ def export(
     """Write an artifact as ONNX or for ExecuTorch, and compare its answers there with PyTorch's."""
     from penjing.cli.describing import show_export
 
-    show_export(file, out, exit_, batch, sha256, force, json_, out_console)
+    show_export(file, out, exit_, batch, length, sha256, force, json_, out_console)
 
 
 @app.command()

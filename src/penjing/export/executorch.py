@@ -30,6 +30,8 @@ _LEAST, _MOST = -128, 127
 class _Decomposed(Integers):
     """Operations of PyTorch's own quantized graphs, which XNNPACK's partitioner knows."""
 
+    linear_takes_floats = True
+
     def activation(self, name: str, step: float, zero: int) -> Callable[[Tensor], Tensor]:
         grid = step, zero + _LEAST, _LEAST, _MOST, torch.int8
         ops = torch.ops.quantized_decomposed
@@ -58,7 +60,7 @@ class _Decomposed(Integers):
     def linear(
         self, name: str, codes: Tensor, scales: Tensor, bias: Callable[[], Tensor] | None
     ) -> Callable[[Tensor], Tensor]:
-        """XNNPACK gives floats only where it finds the range of what the layer takes itself, at each call."""
+        """XNNPACK's integer layers give floats only where they find the range of what they take themselves, at each call."""
         weight = self.weight(name, codes, scales, 0)
         ops = torch.ops.quantized_decomposed
         ends = _LEAST, _MOST
@@ -82,19 +84,24 @@ def _one_for_each_reader(graph: torch.fx.Graph) -> None:
             reader.replace_input_with(node, own)
 
 
-def export_executorch(network: Network, path: str | Path, *, exit_at: int | None = None, batch: int = 1) -> Export:
+def export_executorch(
+    network: Network, path: str | Path, *, exit_at: int | None = None, batch: int = 1, length: int | None = None
+) -> Export:
     """Write a network as an ExecuTorch program, computed by XNNPACK where it can, and compare.
 
-    Memory is planned ahead: a call takes exactly `batch` samples, and lengths that the network leaves open are those of the
-    example that it was traced with. Exits are as in `export_onnx`. A network with quantized activations computes in integers;
-    linear layers find the range of what they take at each call, as XNNPACK wants it.
+    Memory is planned ahead: a call takes exactly `batch` contiguous samples, of one `length` where the network leaves that open
+    (None: as in the example that it was traced with). Exits are as in `export_onnx`. A network with quantized activations
+    computes in integers; linear layers find the range of what they take at each call, as XNNPACK wants it.
     Args:
         exit_at: write one answer only: the number of an exit, or the number of exits for the final one.
     Raises: MissingError: executorch is not installed. SettingError: no such exit, or a batch below 1.
         RunError: it cannot be written, or ExecuTorch answers differently; then no file is left behind.
     """
-    if batch < 1:
-        raise SettingError(f"export: batch must be at least 1, got {batch}.")
+    for name, size in (("batch", batch), ("length", length)):
+        if size is not None and size < 1:
+            raise SettingError(f"export: {name} must be at least 1, got {size}.")
+    if length is not None and not network.hints:
+        raise SettingError("export: length is for networks that leave one open; this one takes inputs of one size.")
     with _quiet():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # noqa: PLC0415
@@ -103,7 +110,7 @@ def export_executorch(network: Network, path: str | Path, *, exit_at: int | None
         except ImportError as error:
             missing = f"export: {error.name} is missing. Install it with: pip install 'penjing[executorch]'"
             raise MissingError(missing) from None
-        begun = start(network, exit_at, n_samples=batch)
+        begun = start(network, exit_at, n_samples=batch, length=length)
         inputs = tuple(begun.inputs.values())
         program = torch.export.export((_Decomposed(begun) if begun.in_integers else begun.static).eval(), inputs)
         _one_for_each_reader(program.graph_module.graph)

@@ -16,12 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penjing.export.static import Start, Static
+from penjing.graph import Network, Node
 from penjing.graph.network import MODULE
 from penjing.representation import Grid, representations
 
 
 class Integers(nn.Module, ABC):
-    """The answers of a network in integer arithmetic; only for writing."""
+    """The answers of a network in integer arithmetic; only for writing.
+
+    Attributes:
+        linear_takes_floats: a runtime's linear layers quantize what they take themselves.
+    """
+
+    linear_takes_floats = False
 
     def __init__(self, start: Start) -> None:
         super().__init__()
@@ -31,10 +38,14 @@ class Integers(nn.Module, ABC):
         for node in start.network.nodes:
             if node.op == "fake_quantize":
                 steps[node.name] = float(node.settings["step"])
+                if self.linear_takes_floats and _only_linear(start.network, node):
+                    self.functions[node.name] = lambda x: x
+                    continue
                 self.functions[node.name] = self.activation(f"activation_{len(steps)}", **node.settings)
-            elif node.op == MODULE and node.inputs[0] in steps:
-                module = start.network.get_submodule(node.path)
-                layer = self._layer(f"layer_{len(self.functions)}", module, steps[node.inputs[0]])
+            elif node.op == MODULE:
+                module, name = start.network.get_submodule(node.path), f"layer_{len(self.functions)}"
+                step = steps.get(node.inputs[0])
+                layer = self._table(name, module) if step is None else self._layer(name, module, step)
                 if layer is not None:
                     self.functions[node.name] = layer
 
@@ -66,23 +77,21 @@ class Integers(nn.Module, ABC):
         self.register_buffer(name, tensor)
         return lambda: self.get_buffer(name)
 
+    def _table(self, name: str, layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """An embedding whose rows become floats when they are read, None where there are no codes of 8 bits."""
+        found = _codes(layer) if isinstance(layer, nn.Embedding) and layer.max_norm is None else None
+        if found is None:
+            return None
+        codes, scales = self.hold(f"{name}_codes", found[0]), self.hold(f"{name}_scale", found[1][:, None])
+        return lambda indices: codes()[indices].float() * scales()[indices]
+
     def _layer(self, name: str, layer: nn.Module, step: float) -> Callable[[Tensor], Tensor] | None:
         """A convolution or a linear layer from its codes, None where it has none of 8 bits with a step a row or one for all."""
-        stack = representations(layer, "weight")
-        grid = stack[-1] if stack else None
+        found = _codes(layer)
         ordinary = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
-        if not (ordinary and isinstance(grid, Grid)):
+        if found is None or not ordinary:
             return None
-        scales = grid.stored_steps().detach()
-        if (
-            grid.zero is not None
-            or grid.columns is not None
-            or set(scales.shape[1:]) - {1}
-            or grid.codes.dtype != torch.int8
-        ):
-            return None
-        scales = scales.flatten().expand(len(grid.codes)).contiguous()
-        codes = grid.codes.clone()
+        codes, scales = found
         bias: Callable[[], Tensor] | None = None
         if isinstance(layer.bias, Tensor):
             sums = scales.double() * step
@@ -98,3 +107,27 @@ class Integers(nn.Module, ABC):
             return F.conv2d(x, weight(), added, *place)
 
         return convolution
+
+
+def _only_linear(network: Network, node: Node) -> bool:
+    """Linear layers with codes, and nobody else, read a result."""
+    readers = network.consumers(node.name)
+    layers = [network.get_submodule(reader.path) for reader in readers if reader.op == MODULE]
+    return len(layers) == len(readers) > 0 and all(isinstance(one, nn.Linear) and _codes(one) for one in layers)
+
+
+def _codes(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The weight of a layer as int8 codes and a scale a row (n,); None where it is not."""
+    stack = representations(layer, "weight")
+    grid = stack[-1] if stack else None
+    if (
+        not isinstance(grid, Grid)
+        or grid.zero is not None
+        or grid.columns is not None
+        or grid.codes.dtype != torch.int8
+    ):
+        return None
+    scales = grid.stored_steps().detach()
+    if set(scales.shape[1:]) - {1}:
+        return None
+    return grid.codes.clone(), scales.flatten().expand(len(grid.codes)).contiguous()

@@ -48,6 +48,8 @@ class Worker:
         samples: safetensors file of inputs "0", "1" ..., (n, *shape) each, that are gone through one by one, because
             samples may differ in how far they go; None: one batch of random numbers.
         backend: of an artifact, see `artifact.load`; of an ONNX file what runs it; an ExecuTorch program has but one way.
+        length: of every dimension that the network leaves open behind the batch; None: as in the example that it was traced
+            with, 64 in ONNX files.
 
     Raises: ArtifactError: the file cannot be loaded. RunError: the process died.
     """
@@ -60,6 +62,7 @@ class Worker:
         threads: int = 1,
         samples: Path | None = None,
         backend: Backend | Runtime | None = None,
+        length: int | None = None,
     ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -74,7 +77,7 @@ class Worker:
             text=True,
             env=environment,
         )
-        order = {"path": self.path, "batch": batch, "threads": threads, "backend": self.backend}
+        order = {"path": self.path, "batch": batch, "length": length, "threads": threads, "backend": self.backend}
         self._send({**order, "samples": str(samples) if samples else None})
         self.runtime: str | None = None
 
@@ -157,6 +160,7 @@ def bench(
     paths: Sequence[str | Path],
     *,
     batch: int = 1,
+    length: int | None = None,
     threads: int = 1,
     rounds: int = 10,
     seconds: float = 0.3,
@@ -171,7 +175,7 @@ def bench(
     try:
         for path in paths:
             for backend in _ways(path, backends, runtimes):
-                workers.append(Worker(path, batch=batch, threads=threads, backend=backend))
+                workers.append(Worker(path, batch=batch, length=length, threads=threads, backend=backend))
         return take_turns(workers, rounds=rounds, seconds=seconds)
     finally:
         for worker in workers:

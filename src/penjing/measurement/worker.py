@@ -1,6 +1,6 @@
 """The process that `latency.Worker` talks to: loads one file, then times it on request. One JSON object a line.
 
-in   {"path", "batch", "threads", "samples", "backend"}    out  {"runtime"} or {"error"}
+in   {"path", "batch", "length", "threads", "samples", "backend"}    out  {"runtime"} or {"error"}
 in   {"seconds", "exit_at"}                                out  {"ms": [...], "resident_bytes"}
 """
 
@@ -9,7 +9,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from penjing.errors import MissingError, PenjingError
 
 _Ready = tuple[list[Callable[[], Any]], str, Callable[[int | None], None]]
 """Calls, one a sample; the runtime's name; and a switch that lets every sample leave at one exit."""
+OPEN_LENGTH = 64
+"""Of dimensions that an ONNX file leaves open, behind the batch, unless told."""
+_WHOLE_SCALARS = (3, 4)
+"""ExecuTorch's numbers for int32 and int64."""
 MIN_PASSES, MAX_PASSES, WARM_PASSES = 3, 2000, 5
 
 
@@ -74,7 +78,8 @@ def _artifact(order: dict[str, Any]) -> _Ready:
         columns = [stored[str(i)] for i in range(len(network.input_shapes))]
         samples = [[column[i : i + 1] for column in columns] for i in range(len(columns[0]))]
     else:
-        samples = [network.random_inputs(order["batch"], generator)]
+        sizes = dict.fromkeys(network.hints, order["length"]) if order["length"] else None
+        samples = [network.random_inputs(order["batch"], generator, sizes=sizes)]
 
     def call(inputs: list[torch.Tensor]) -> Any:
         with torch.inference_mode():
@@ -93,8 +98,11 @@ def _onnxruntime(order: dict[str, Any]) -> _Ready:
     options.inter_op_num_threads = 1
     with _explained(order, "ONNX Runtime"):
         session = onnxruntime.InferenceSession(order["path"], options, providers=["CPUExecutionProvider"])
-    inputs = {tensor.name: tensor.shape for tensor in session.get_inputs()}
-    feeds = _random(inputs, order["batch"])
+    kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+    feeds = {
+        tensor.name: _random(kinds.get(tensor.type, tensor.type[7:-1]), tensor.shape, order)
+        for tensor in session.get_inputs()
+    }
     return [lambda: session.run(None, feeds)], f"onnxruntime {onnxruntime.__version__}", lambda exit_at: None
 
 
@@ -109,10 +117,10 @@ def _openvino(order: dict[str, Any]) -> _Ready:
     }  # or floats become bfloat16
     with _explained(order, "OpenVINO"):
         compiled = openvino.Core().compile_model(order["path"], "CPU", settings)
-    inputs = {
-        port.any_name: [n.get_length() if n.is_static else None for n in port.partial_shape] for port in compiled.inputs
-    }
-    feeds = _random(inputs, order["batch"])
+    feeds = {}
+    for port in compiled.inputs:
+        shape = [n.get_length() if n.is_static else None for n in port.partial_shape]
+        feeds[port.any_name] = _random(port.element_type.to_dtype().name, shape, order)
     request = compiled.create_infer_request()
     version = openvino.__version__.split("-")[0]
     return [lambda: request.infer(feeds)], f"openvino {version}", lambda exit_at: None
@@ -139,7 +147,12 @@ def _executorch(order: dict[str, Any]) -> _Ready:
             f"Write another with penjing export --batch {order['batch']}."
         )
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(*shape, generator=generator) for shape in shapes]
+    meta = [method.metadata.input_tensor_meta(i) for i in range(len(shapes))]
+    whole = [one.dtype() in _WHOLE_SCALARS for one in meta]
+    inputs = [
+        torch.ones(shape, dtype=torch.int64) if is_whole else torch.randn(*shape, generator=generator)
+        for shape, is_whole in zip(shapes, whole, strict=True)
+    ]
     return [lambda: method.execute(inputs)], f"executorch {version}", lambda exit_at: None
 
 
@@ -161,16 +174,15 @@ def _explained(order: dict[str, Any], runtime: str) -> Iterator[None]:
         raise PenjingError(f"{order['path']}: {runtime} cannot load it ({str(error).splitlines()[0]}).") from None
 
 
-def _random(shapes: Mapping[str, Sequence[Any]], batch: int) -> dict[str, Any]:
-    """Normal numbers for each input by name; whatever is left open is as large as the batch."""
+def _random(kind: str, shape: Sequence[Any], order: dict[str, Any]) -> Any:
+    """An input: normal numbers, or ones where whole numbers are wanted, which words, marks and lengths all may be."""
     import numpy as np  # noqa: PLC0415
 
-    rng = np.random.default_rng(0)
-    found = {}
-    for name, shape in shapes.items():
-        sizes = [batch if i == 0 or not isinstance(n, int) else n for i, n in enumerate(shape)]
-        found[name] = rng.standard_normal(sizes).astype(np.float32)
-    return found
+    open_sizes = [order["batch"], *[order["length"] or OPEN_LENGTH] * len(shape)]
+    sizes = [own if isinstance(own, int) else other for own, other in zip(shape, open_sizes, strict=False)]
+    if kind.startswith("float"):
+        return np.random.default_rng(0).standard_normal(sizes).astype(kind)
+    return np.ones(sizes, kind)
 
 
 def _answer(message: dict[str, Any]) -> None:

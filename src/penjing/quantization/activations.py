@@ -32,6 +32,7 @@ from penjing.training import Batch
 
 LEVELS = 255
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_TABLES = ("embedding", "embeddingbag")  # they read indices, not numbers
 _MOVES = ("flatten", "reshape", "permute", "slice", "pad", "identity", "dropout", "dropout2d")
 _LARGEST = ("max_pool", "maxpool1d", "maxpool2d", "maxpool3d", "adaptive_max_pool")
 _JOINS = ("add", "concat")
@@ -105,7 +106,9 @@ def round_biases_(network: Network) -> None:
     for node in network.nodes:
         layer: Any = network.get_submodule(node.path) if node.op == MODULE and node.inputs[0] in steps else None
         stack = representations(layer, "weight") if layer is not None else []
-        if not stack or not isinstance(stack[-1], Grid) or layer.bias is None or set(stack[-1].steps.shape[1:]) - {1}:
+        if not stack or not isinstance(stack[-1], Grid) or set(stack[-1].steps.shape[1:]) - {1}:
+            continue
+        if getattr(layer, "bias", None) is None:
             continue
         if representations(layer, "bias"):
             raise SettingError(
@@ -138,7 +141,7 @@ def quantized_places(network: Network, layers: Collection[str]) -> dict[str, str
 
     for node in network.nodes:
         word = word_of(network, node)
-        if node.op == MODULE and node.path in layers:
+        if node.op == MODULE and node.path in layers and word not in _TABLES:
             mark(node.inputs[0])
             if word in _CONVOLUTIONS:
                 mark(_behind(network, node))
