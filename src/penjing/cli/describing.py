@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from penjing import artifact, measurement
+from penjing import artifact, export, measurement
 from penjing.cli.main import print_json
 from penjing.errors import RunError, SettingError, nearest
-from penjing.export import export_executorch, export_onnx
 from penjing.files import check_sha256
 from penjing.graph import Network
 from penjing.inference import accelerate
@@ -261,17 +260,10 @@ def show_export(
     console: Console,
 ) -> None:
     """Write ONNX or a program for ExecuTorch, say how well it agrees and what it takes."""
-    if out.suffix not in (".onnx", ".pte"):
-        raise SettingError(f"export: {out} must end in .onnx (ONNX) or .pte (ExecuTorch).")
-    if (batch or length) and out.suffix == ".onnx":
-        raise SettingError("export: --batch and --length are for .pte files; an ONNX file takes any.")
     if out.exists() and not force:
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
     network = artifact.load(file, for_training=True, sha256=sha256)
-    if out.suffix == ".onnx":
-        done = export_onnx(network, out, exit_at=exit_at)
-    else:
-        done = export_executorch(network, out, exit_at=exit_at, batch=batch or 1, length=length)
+    done = export.export(network, out, exit_at=exit_at, batch=batch, length=length)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from penjing.artifact import Speed, encode, load
 from penjing.errors import RunError, SettingError, nearest
-from penjing.export import Export, export_onnx
+from penjing.export import Export, export
 from penjing.files import write_atomically
 from penjing.graph import Network, trace, with_one_answer
 from penjing.measurement import SCHEMA_VERSION, Record, answer
@@ -91,8 +91,8 @@ class Run:
         return Path(path)
 
     def export(self, path: str | Path, *, exit_at: int | None = None) -> Export:
-        """Write the result as ONNX and compare; see `export.export_onnx`."""
-        return export_onnx(self.network, path, exit_at=exit_at)
+        """Write the result as small.onnx or small.pte, and compare; see `export.export`."""
+        return export(self.network, path, exit_at=exit_at)
 
     def kept_weights(self, training: str, step: int = 0) -> dict[str, Tensor]:
         """The weights that a training kept after `step` steps, by default the initial ones; see `keep_steps` of stages.
