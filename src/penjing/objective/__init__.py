@@ -3,5 +3,14 @@
 from penjing.objective.cluster_pull import cluster_pull
 from penjing.objective.code_length import code_lengths, expected_code_length
 from penjing.objective.soft_targets import soft_target_loss
+from penjing.objective.teachers_answers import decoupled_distillation_loss, dist_loss, logit_regression_loss
 
-__all__ = ["cluster_pull", "code_lengths", "expected_code_length", "soft_target_loss"]
+__all__ = [
+    "cluster_pull",
+    "code_lengths",
+    "decoupled_distillation_loss",
+    "dist_loss",
+    "expected_code_length",
+    "logit_regression_loss",
+    "soft_target_loss",
+]

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from penjing.errors import SettingError
+from penjing.objective.teachers_answers import check_answers
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
@@ -21,13 +21,7 @@ def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float) ->
     Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2, eq. 1; the mean is over the batch, not over
     batch and classes.
     """
-    if not temperature > 0:
-        raise SettingError(f"soft targets: the temperature must be positive, got {temperature}.")
-    if student.shape != teacher.shape:
-        raise SettingError(
-            f"soft targets: student and teacher must have the same shape, "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
-        )
+    check_answers("soft targets", student, teacher, temperature)
     log_q = F.log_softmax(student / temperature, dim=-1)
     log_p = F.log_softmax(teacher / temperature, dim=-1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
