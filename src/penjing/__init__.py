@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from penjing.graph import Network, trace
     from penjing.inference import accelerate
     from penjing.measurement import bench
-    from penjing.objective import soft_target_loss
+    from penjing.objective import decoupled_distillation_loss, dist_loss, logit_regression_loss, soft_target_loss
     from penjing.papers import claim_named, reproduce
     from penjing.pruning import (
         GroupLasso,
@@ -77,6 +77,9 @@ _HOME = {
     "accelerate": "inference",
     "bench": "measurement",
     "soft_target_loss": "objective",
+    "decoupled_distillation_loss": "objective",
+    "dist_loss": "objective",
+    "logit_regression_loss": "objective",
     "claim_named": "papers",
     "reproduce": "papers",
     "GroupLasso": "pruning",
@@ -147,11 +150,14 @@ __all__ = [
     "bench",
     "claim_named",
     "compress",
+    "decoupled_distillation_loss",
+    "dist_loss",
     "fit_",
     "inspect",
     "load",
     "load_into",
     "load_networks",
+    "logit_regression_loss",
     "open_artifact",
     "pack",
     "prune_channels",

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from penjing.distillation import Distill
-from penjing.errors import SettingError
+from penjing.errors import DataError, SettingError
 from penjing.graph import ExitOutputs
-from penjing.objective import soft_target_loss
+from penjing.objective import decoupled_distillation_loss, dist_loss, logit_regression_loss, soft_target_loss
 from penjing.training import Batch, Task
 
 
@@ -48,6 +48,24 @@ def test_the_loss_sums_over_exits(batch: Batch) -> None:
     stage = Distill(soft=0.5)
     both = total(stage, bench, batch, ExitOutputs([one, two]))
     torch.testing.assert_close(both, total(stage, bench, batch, one) + total(stage, bench, batch, two))
+
+
+@pytest.mark.parametrize("match", ["logits", "decoupled", "dist"])
+def test_what_is_matched_is_a_choice(batch: Batch, match: str) -> None:
+    bench, student = Bench(), torch.randn(5, 3)
+    teacher = bench.network_teacher(*batch.args)
+    expected = {
+        "logits": logit_regression_loss(student, teacher),
+        "decoupled": decoupled_distillation_loss(student, teacher, batch.labels, temperature=2.0),
+        "dist": dist_loss(student, teacher, temperature=2.0),
+    }[match]
+    found = total(Distill(match=match, temperature=2, soft=1), bench, batch, student)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_decoupled_distillation_asks_for_labels(batch: Batch) -> None:
+    with pytest.raises(DataError, match="Choose match: soft-targets, logits or dist"):
+        total(Distill(match="decoupled", soft=1), Bench(), Batch(batch.args, {}), torch.randn(5, 3))
 
 
 def test_the_teacher_alone_needs_no_labels(batch: Batch) -> None:

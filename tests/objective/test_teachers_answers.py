@@ -104,5 +104,8 @@ def test_what_does_not_fit_is_refused(pair: tuple[Tensor, Tensor, Tensor]) -> No
         decoupled_distillation_loss(student, teacher, labels, temperature=0)
     with pytest.raises(SettingError, match=r"labels \(batch,\); got \(6, 5\) and \(5,\)"):
         decoupled_distillation_loss(student, teacher, labels[:5], temperature=1)
-    with pytest.raises(SettingError, match="at least 2 of both"):
-        dist_loss(student[:1], teacher[:1])
+    with pytest.raises(SettingError, match="at least 2 classes"):
+        dist_loss(student[:, :1], teacher[:, :1])
+    assert float(dist_loss(student[:1], teacher[:1])) == pytest.approx(
+        float(dist_loss(student[:1], teacher[:1], intra=9))
+    )

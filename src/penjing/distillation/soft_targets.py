@@ -2,6 +2,7 @@
 
 loss = soft * T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - soft) * loss on the labels; see
 `objective.soft_target_loss`. Usable alone: `penjing.soft_target_loss(student_logits, teacher_logits, temperature=4)`.
+With `match` something else of the teacher's answers is learned instead: see `penjing.objective.teachers_answers`.
 Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 """
 

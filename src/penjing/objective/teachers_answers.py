@@ -82,7 +82,7 @@ def dist_loss(
     a row or a column changes nothing, so that a small student need not be as sure as its teacher.
 
     Args:
-        student, teacher: logits, (batch, classes), at least 2 of both.
+        student, teacher: logits, (batch, classes), at least 2 classes. A single sample has no second term.
         temperature: T > 0.
         inter, intra: weights of both terms.
     Returns: a scalar, between 0 and 2 T^2 (inter + intra).
@@ -90,12 +90,13 @@ def dist_loss(
     Source: Huang et al. 2022, arXiv:2205.10536, section 3, eq. 9 to 11.
     """
     check_answers("DIST", student, teacher, temperature)
-    if student.dim() != 2 or min(student.shape) < 2:
-        raise SettingError(f"DIST: logits must be (batch, classes), at least 2 of both; got {tuple(student.shape)}.")
+    if student.dim() != 2 or student.shape[1] < 2:
+        raise SettingError(f"DIST: logits must be (batch, classes), at least 2 classes; got {tuple(student.shape)}.")
     q, p = (F.softmax(logits / temperature, 1) for logits in (student, teacher))
 
     def distance(dim: int) -> Tensor:
         a, b = q - q.mean(dim, keepdim=True), p - p.mean(dim, keepdim=True)
         return 1 - F.cosine_similarity(a, b, dim).mean()
 
-    return (inter * distance(1) + intra * distance(0)) * temperature**2
+    between_samples = intra * distance(0) if len(student) > 1 else 0.0
+    return (inter * distance(1) + between_samples) * temperature**2

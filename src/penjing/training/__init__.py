@@ -2,7 +2,7 @@
 
 from penjing.training.fit import Fit, History, Schedule, device_named, fit_, new_accelerator
 from penjing.training.journal import Journal
-from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Part, over_exits
+from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Match, Part, over_exits
 from penjing.training.stage import BASELINE, Stage, Train, TrainedStage, Workbench
 from penjing.training.task import ACCURACY, Batch, Metric, Task
 
@@ -16,6 +16,7 @@ __all__ = [
     "Journal",
     "LearnFromLabels",
     "LearnFromTeacher",
+    "Match",
     "Metric",
     "Part",
     "Schedule",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import DataError
 from penjing.graph import ExitOutputs
-from penjing.objective import soft_target_loss
+from penjing.objective import decoupled_distillation_loss, dist_loss, logit_regression_loss, soft_target_loss
 from penjing.training.task import Batch
 
 if TYPE_CHECKING:
@@ -82,20 +82,29 @@ class LearnFromLabels(Part):
         return self.weight * over_exits(answers, lambda answer: fit.task.loss(answer, batch.labels))
 
 
+Match = Literal["soft-targets", "logits", "decoupled", "dist"]
+"""What of a teacher's answers is learned: `objective.soft_target_loss`, `logit_regression_loss`, `decoupled_distillation_loss`,
+`dist_loss`, each with the weights that its paper names."""
+
+
 class LearnFromTeacher(Part):
-    """weight * T^2 * KL(teacher || student) at temperature T, summed over exits.
+    """weight * how far the answers are from the teacher's, summed over exits; soft targets unless told.
 
     Args:
-        teacher: answers (batch, classes); put into evaluation, its parameters get no gradients.
-        temperature: T > 0.
-    Raises: DataError: the teacher's answers have another shape than the student's.
-    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2.
+        teacher: answers (batch, classes), of any shape where logits are matched; put into evaluation, its parameters get no
+            gradients.
+        temperature: T > 0; logits have none.
+    Raises: DataError: the teacher's answers have another shape than the student's, or `decoupled` finds no labels.
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2; others see `Match`.
     """
 
-    def __init__(self, teacher: nn.Module, temperature: float = 4.0, weight: float = 1.0) -> None:
+    def __init__(
+        self, teacher: nn.Module, temperature: float = 4.0, weight: float = 1.0, match: Match = "soft-targets"
+    ) -> None:
         self.teacher = teacher
         self.temperature = temperature
         self.weight = weight
+        self.match = match
 
     def start(self, fit: Fit) -> None:
         self.teacher = self.teacher.to(fit.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -110,7 +119,23 @@ class LearnFromTeacher(Part):
                 f"distill: teacher and student must answer with the same shape, the teacher gives {tuple(target.shape)} "
                 f"and the student {tuple(first.shape)}. Choose a teacher with the same classes."
             )
-        return self.weight * over_exits(answers, lambda a: soft_target_loss(a, target, temperature=self.temperature))
+        if self.match == "decoupled" and not isinstance(batch.labels, Tensor):
+            raise DataError(
+                "distill: match: decoupled looks at the right class, and these batches have no labels. "
+                "Choose match: soft-targets, logits or dist."
+            )
+        return self.weight * over_exits(answers, lambda answer: self._distance(answer, target, batch.labels))
+
+    def _distance(self, answer: Tensor, target: Tensor, labels: Any) -> Tensor:
+        match self.match:
+            case "soft-targets":
+                return soft_target_loss(answer, target, temperature=self.temperature)
+            case "logits":
+                return logit_regression_loss(answer, target)
+            case "decoupled":
+                return decoupled_distillation_loss(answer, target, labels, temperature=self.temperature)
+            case "dist":
+                return dist_loss(answer, target, temperature=self.temperature)
 
 
 class AverageWeights(Part):

@@ -19,7 +19,7 @@ from penjing.settings import Settings
 from penjing.shapes import Json
 from penjing.training.fit import History, Schedule, fit_, new_accelerator
 from penjing.training.journal import Journal
-from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Part
+from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Match, Part
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything, seed_loader
 from penjing.training.task import Batch, Task
@@ -170,7 +170,13 @@ class TrainedStage(Stage):
     teacher: str | None = Field(
         default=None, description='whom to learn from besides the labels: "baseline" or a stage\'s name'
     )
-    temperature: float = Field(default=4.0, gt=0, description="how much the teacher's answers are softened")
+    match: Match = Field(
+        default="soft-targets",
+        description="what of the teacher's answers is learned: soft-targets, logits, decoupled (DKD) or dist (DIST)",
+    )
+    temperature: float = Field(
+        default=4.0, gt=0, description="how much the teacher's answers are softened; logits never are"
+    )
     soft: float = Field(default=0.9, ge=0, le=1, description="weight of the teacher; the labels have 1 - soft")
 
     def schedule(self, epochs: int | None = None) -> Schedule:
@@ -193,7 +199,7 @@ class TrainedStage(Stage):
             found.append(LearnFromLabels())
         else:
             teacher = bench.teacher(self.teacher, self.where())
-            found.append(LearnFromTeacher(teacher, self.temperature, self.soft))
+            found.append(LearnFromTeacher(teacher, self.temperature, self.soft, self.match))
             if self.soft < 1:
                 found.append(LearnFromLabels(1 - self.soft))
         if self.average is not None:
