@@ -258,12 +258,14 @@ def show_export(
     force: bool,
     as_json: bool,
     console: Console,
+    talk: Console,
 ) -> None:
     """Write ONNX or a program for ExecuTorch, say how well it agrees and what it takes."""
     if out.exists() and not force:
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
     network = artifact.load(file, for_training=True, sha256=sha256)
-    done = export.export(network, out, exit_at=exit_at, batch=batch, length=length)
+    with talk.status("writing, then comparing answers; large networks take a minute"):
+        done = export.export(network, out, exit_at=exit_at, batch=batch, length=length)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})

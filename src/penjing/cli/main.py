@@ -358,7 +358,7 @@ def export(
     """Write an artifact as ONNX or for ExecuTorch, and compare its answers there with PyTorch's."""
     from penjing.cli.describing import show_export
 
-    show_export(file, out, exit_, batch, length, sha256, force, json_, out_console)
+    show_export(file, out, exit_, batch, length, sha256, force, json_, out_console, err_console)
 
 
 @app.command()

@@ -105,9 +105,8 @@ def start(network: Network, exit_at: int | None, n_samples: int, length: int | N
     """Make a network ready, with inputs of this length where it leaves that open. Raises: SettingError: no such exit."""
     n_exits = len(network.exits)
     if exit_at is not None and not 0 <= exit_at <= n_exits:
-        raise SettingError(
-            f"export: there is no exit {exit_at}; exits are 0 to {n_exits - 1}, {n_exits} is the final answer."
-        )
+        exits = f"exits are 0 to {n_exits - 1}, {n_exits} is the final answer" if n_exits else "0 is the only answer"
+        raise SettingError(f"export: there is no exit {exit_at}; {exits}.")
     answers = tuple(range(n_exits + 1)) if exit_at is None else (exit_at,)
     dense = _apart(plain(network).cpu().eval())
     sizes = dict.fromkeys(network.hints, length) if length else None

@@ -20,8 +20,6 @@ _Ready = tuple[list[Callable[[], Any]], str, Callable[[int | None], None]]
 """Calls, one a sample; the runtime's name; and a switch that lets every sample leave at one exit."""
 OPEN_LENGTH = 64
 """Of dimensions that an ONNX file leaves open, behind the batch, unless told."""
-_WHOLE_SCALARS = (3, 4)
-"""ExecuTorch's numbers for int32 and int64."""
 MIN_PASSES, MAX_PASSES, WARM_PASSES = 3, 2000, 5
 
 
@@ -111,10 +109,8 @@ def _openvino(order: dict[str, Any]) -> _Ready:
         import openvino  # noqa: PLC0415
     except ImportError:
         raise MissingError("bench: openvino is missing. Install it with: pip install 'penjing[openvino]'") from None
-    settings = {
-        "INFERENCE_NUM_THREADS": order["threads"],
-        "INFERENCE_PRECISION_HINT": "f32",
-    }  # or floats become bfloat16
+    in_float32 = "f32"  # or it computes floats in bfloat16
+    settings = {"INFERENCE_NUM_THREADS": order["threads"], "INFERENCE_PRECISION_HINT": in_float32}
     with _explained(order, "OpenVINO"):
         compiled = openvino.Core().compile_model(order["path"], "CPU", settings)
     feeds = {}
@@ -140,19 +136,22 @@ def _executorch(order: dict[str, Any]) -> _Ready:
     with _explained(order, "ExecuTorch"):
         program = Runtime.get().load_program(Path(order["path"]))
         method = program.load_method("forward")
-    shapes = [method.metadata.input_tensor_meta(i).sizes() for i in range(method.metadata.num_inputs())]
-    if order["batch"] != shapes[0][0]:
+    wanted = [method.metadata.input_tensor_meta(i) for i in range(method.metadata.num_inputs())]
+    own_batch = wanted[0].sizes()[0]
+    if order["batch"] != own_batch:
         raise PenjingError(
-            f"{order['path']}: a call takes {shapes[0][0]} samples, got --batch {order['batch']}. "
+            f"{order['path']}: a call takes {own_batch} samples, got --batch {order['batch']}. "
             f"Write another with penjing export --batch {order['batch']}."
         )
+    whole = {3: torch.int32, 4: torch.int64}  # ExecuTorch's numbers for them
     generator = torch.Generator().manual_seed(0)
-    meta = [method.metadata.input_tensor_meta(i) for i in range(len(shapes))]
-    whole = [one.dtype() in _WHOLE_SCALARS for one in meta]
-    inputs = [
-        torch.ones(shape, dtype=torch.int64) if is_whole else torch.randn(*shape, generator=generator)
-        for shape, is_whole in zip(shapes, whole, strict=True)
-    ]
+    inputs = []
+    for meta in wanted:
+        kind = whole.get(meta.dtype())
+        ones_or_normal = (
+            torch.ones(meta.sizes(), dtype=kind) if kind else torch.randn(meta.sizes(), generator=generator)
+        )
+        inputs.append(ones_or_normal)
     return [lambda: method.execute(inputs)], f"executorch {version}", lambda exit_at: None
 
 
