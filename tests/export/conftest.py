@@ -7,7 +7,8 @@ from torch import nn
 
 from penjing.data import digits
 from penjing.graph import Network, trace
-from penjing.training import Task, Train, Workbench
+from penjing.quantization import Quantize
+from penjing.training import Batch, Task, Train, Workbench
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,15 @@ def trained() -> tuple[Network, Task]:
     bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
     Train(epochs=6, lr=0.01).apply(bench)
     return bench.network.eval(), task
+
+
+@pytest.fixture
+def tokens() -> Network:
+    """Linear layers between a norm and GELU, weights and activations in 8 bits; takes (batch, 7, 16)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16, bias=False))
+    x = torch.randn(64, 7, 16)
+    task = Task([Batch((x,), {}, x)], [Batch((x,), {}, x)], loss=nn.functional.mse_loss)  # type: ignore[arg-type]
+    bench = Workbench(trace(model, (x[:2],)), task, accelerator=Accelerator(cpu=True))
+    Quantize(activations=8).apply(bench)
+    return bench.network

@@ -75,15 +75,9 @@ def test_weights_are_integers_in_the_file(tmp_path: Path) -> None:
     assert export_executorch(bench.network, tmp_path / "int8.pte").size_bytes < 1.25 * n_weights
 
 
-def test_a_linear_layer_of_tokens(tmp_path: Path) -> None:
+def test_a_linear_layer_of_tokens(tokens: Network, tmp_path: Path) -> None:
     pytest.importorskip("executorch")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16, bias=False))
-    x = torch.randn(64, 7, 16)
-    task = Task([Batch((x,), {}, x)], [Batch((x,), {}, x)], loss=nn.functional.mse_loss)  # type: ignore[arg-type]
-    bench = Workbench(trace(model, (x[:2],)), task, accelerator=Accelerator(cpu=True))
-    Quantize(activations=8).apply(bench)
-    assert export_executorch(bench.network, tmp_path / "tokens.pte").largest_difference < 0.05
+    assert export_executorch(tokens, tmp_path / "tokens.pte").largest_difference < 0.05
 
 
 def test_exits_are_outputs(trained: tuple[Network, Task], tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor
 from penjing.errors import MissingError, RunError, SettingError
 from penjing.export.integers import Integers
 from penjing.export.static import Export, start
-from penjing.files import write_atomically
 from penjing.graph import Network
 
 _LEAST, _MOST = -128, 127
@@ -121,14 +120,7 @@ def export_executorch(
             raise RunError(f"export: ExecuTorch cannot take this network ({reason}); nothing was written.") from error
         content = lowered.buffer
         found = Runtime.get().load_program(content).load_method("forward").execute(inputs)
-    worst = begun.difference(found)
-    if not worst <= begun.tolerance:
-        raise RunError(
-            f"export: ExecuTorch differs from PyTorch by {worst:.2g} relative (at most {begun.tolerance:g}); "
-            "nothing was written."
-        )
-    write_atomically(Path(path), content)
-    return Export(Path(path), len(content), begun.outputs, "ExecuTorch", worst)
+    return begun.keep(path, content, "ExecuTorch", begun.difference(found))
 
 
 @contextlib.contextmanager

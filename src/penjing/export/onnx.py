@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.onnx.ops import symbolic
 
-from penjing.errors import MissingError, RunError
+from penjing.errors import MissingError
 from penjing.export.integers import Integers
 from penjing.export.static import Export, start
-from penjing.files import write_atomically
 from penjing.graph import Network
 from penjing.graph.sizes import Size
 
@@ -113,10 +112,4 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
     for n in (3, 1):
         feeds = {node.name: x[:n].numpy() for node, x in zip(session.get_inputs(), begun.inputs.values(), strict=True)}
         worst = max(worst, begun.difference([torch.from_numpy(y) for y in session.run(None, feeds)]))
-    if not worst <= begun.tolerance:
-        raise RunError(
-            f"export: ONNX Runtime differs from PyTorch by {worst:.2g} relative (at most {begun.tolerance:g}); "
-            "nothing was written."
-        )
-    write_atomically(Path(path), content)
-    return Export(Path(path), len(content), begun.outputs, "ONNX Runtime", worst)
+    return begun.keep(path, content, "ONNX Runtime", worst)

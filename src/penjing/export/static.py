@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import SettingError
+from penjing.errors import RunError, SettingError
+from penjing.files import write_atomically
 from penjing.graph import Network
 from penjing.graph.network import MODULE, module_at, set_module, set_tensor, tensor_at
 from penjing.representation import plain
@@ -73,24 +75,37 @@ class Start:
     in_integers: bool
 
     def difference(self, found: Sequence[Tensor]) -> float:
-        """How far a runtime's answers to the first samples, or all, are from PyTorch's, relative to the largest of those."""
+        """How far a runtime's answers to the first samples, or all, are from PyTorch's, relative to the largest of those.
+
+        Infinite where an answer is not a finite number.
+        """
         with torch.no_grad():
             expected = self.static(*(x[: len(found[0])] for x in self.inputs.values()))
         worst = 0.0
         for own, wanted in zip(found, expected, strict=True):
             gap = float((own - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
-            worst = gap if not gap <= worst else worst
+            worst = max(worst, gap) if math.isfinite(gap) else math.inf
         return worst
 
     @cached_property
     def tolerance(self) -> float:
-        """How much a runtime may differ: by as much again as rounding activations changes answers, where it does."""
+        """How much a runtime may differ: by as much again as rounding activations changes answers, where it does, at most 1."""
         if not self.in_integers:
             return TOLERANCE
         in_floats = {node.name: _unchanged for node in self.dense.nodes if node.op == "fake_quantize"}
         with torch.no_grad(), self.dense.replaced(in_floats):
             answers = self.static(*self.inputs.values())
-        return INTEGER_TOLERANCE + self.difference(answers)
+        return INTEGER_TOLERANCE + min(self.difference(answers), 1.0)
+
+    def keep(self, path: str | Path, content: bytes, runtime: str, difference: float) -> Export:
+        """Write a file whose answers have been compared. Raises: RunError: they differ by too much; nothing is written."""
+        if not difference <= self.tolerance:
+            raise RunError(
+                f"export: {runtime} differs from PyTorch by {difference:.2g} relative (at most {self.tolerance:g}); "
+                "nothing was written."
+            )
+        write_atomically(Path(path), content)
+        return Export(Path(path), len(content), self.outputs, runtime, difference)
 
     def copy_of_dense(self) -> Network:
         """A network to write into, which shares nothing with the one that is compared with."""
