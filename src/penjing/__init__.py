@@ -30,13 +30,23 @@ if TYPE_CHECKING:
         save,
         unpack,
     )
-    from penjing.distillation import Distill
+    from penjing.data import Versions
+    from penjing.distillation import CorrectBiases, Distill, Hint, Student
     from penjing.dynamic import EarlyExits
     from penjing.errors import PenjingError
     from penjing.graph import Network, trace
     from penjing.inference import accelerate
     from penjing.measurement import bench
-    from penjing.objective import decoupled_distillation_loss, dist_loss, logit_regression_loss, soft_target_loss
+    from penjing.objective import (
+        attention_transfer_loss,
+        decoupled_distillation_loss,
+        dist_loss,
+        hint_loss,
+        logit_regression_loss,
+        patient_loss,
+        similarity_loss,
+        soft_target_loss,
+    )
     from penjing.papers import claim_named, reproduce
     from penjing.pruning import (
         GroupLasso,
@@ -55,7 +65,23 @@ if TYPE_CHECKING:
     from penjing.quantization import CalibratedCoding, Cluster, Quantize
     from penjing.recipe import Budget, Recipe, Run, compress, read_recipe
     from penjing.sensitivity import Evidence
-    from penjing.training import Batch, Metric, Part, Stage, Task, Train, Workbench, fit_
+    from penjing.training import (
+        AverageEpochs,
+        AverageWeights,
+        Batch,
+        LearnFromLabels,
+        LearnFromLayers,
+        LearnFromTeacher,
+        Metric,
+        Part,
+        Stage,
+        Task,
+        Teacher,
+        Train,
+        Workbench,
+        fit_,
+        measure_batch_norms_,
+    )
 
 _HOME = {
     "SeparableConvs": "architecture",
@@ -69,7 +95,11 @@ _HOME = {
     "pack": "artifact",
     "save": "artifact",
     "unpack": "artifact",
+    "Versions": "data",
     "Distill": "distillation",
+    "Hint": "distillation",
+    "Student": "distillation",
+    "CorrectBiases": "distillation",
     "EarlyExits": "dynamic",
     "PenjingError": "errors",
     "Network": "graph",
@@ -80,6 +110,10 @@ _HOME = {
     "decoupled_distillation_loss": "objective",
     "dist_loss": "objective",
     "logit_regression_loss": "objective",
+    "hint_loss": "objective",
+    "attention_transfer_loss": "objective",
+    "patient_loss": "objective",
+    "similarity_loss": "objective",
     "claim_named": "papers",
     "reproduce": "papers",
     "GroupLasso": "pruning",
@@ -111,17 +145,31 @@ _HOME = {
     "Train": "training",
     "Workbench": "training",
     "fit_": "training",
+    "Teacher": "training",
+    "LearnFromTeacher": "training",
+    "LearnFromLayers": "training",
+    "LearnFromLabels": "training",
+    "AverageEpochs": "training",
+    "AverageWeights": "training",
+    "measure_batch_norms_": "training",
 }
 
 __all__ = [
+    "AverageEpochs",
+    "AverageWeights",
     "Batch",
     "Budget",
     "CalibratedCoding",
     "Cluster",
+    "CorrectBiases",
     "Distill",
     "EarlyExits",
     "Evidence",
     "GroupLasso",
+    "Hint",
+    "LearnFromLabels",
+    "LearnFromLayers",
+    "LearnFromTeacher",
     "LotteryTicket",
     "Metric",
     "Network",
@@ -140,31 +188,39 @@ __all__ = [
     "SensitivityScan",
     "SeparableConvs",
     "Stage",
+    "Student",
     "Supermask",
     "Task",
+    "Teacher",
     "Train",
     "TrainFromScratch",
+    "Versions",
     "Workbench",
     "__version__",
     "accelerate",
+    "attention_transfer_loss",
     "bench",
     "claim_named",
     "compress",
     "decoupled_distillation_loss",
     "dist_loss",
     "fit_",
+    "hint_loss",
     "inspect",
     "load",
     "load_into",
     "load_networks",
     "logit_regression_loss",
+    "measure_batch_norms_",
     "open_artifact",
     "pack",
+    "patient_loss",
     "prune_channels",
     "read_recipe",
     "reproduce",
     "save",
     "sensitivity_scan",
+    "similarity_loss",
     "soft_target_loss",
     "trace",
     "unpack",

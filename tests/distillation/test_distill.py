@@ -9,13 +9,20 @@ from penjing.errors import DataError, SettingError
 from penjing.graph import ExitOutputs
 from penjing.objective import decoupled_distillation_loss, dist_loss, logit_regression_loss, soft_target_loss
 from penjing.training import Batch, Task
+from penjing.training.answers import rounded
 
 
 class Bench:
     """What `parts` and the parts' losses ask of a workbench and a training."""
 
+    device, step, total_steps, answers_folder = torch.device("cpu"), 0, 1, None
+
     def __init__(self) -> None:
         self.task, self.network_teacher = Task([], []), nn.Linear(4, 3)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def teacher(self, name: str, where: str) -> nn.Module:
         assert (name, where) == ("baseline", "distill")
@@ -37,7 +44,7 @@ def total(stage: Distill, bench: Bench, batch: Batch, answers: Tensor | ExitOutp
 
 def test_the_loss_is_the_weighted_sum_of_teacher_and_labels(batch: Batch) -> None:
     bench, student = Bench(), torch.randn(5, 3)
-    soft = soft_target_loss(student, bench.network_teacher(*batch.args), temperature=3.0)
+    soft = soft_target_loss(student, rounded(bench.network_teacher(*batch.args)), temperature=3.0)
     hard = nn.functional.cross_entropy(student, batch.labels)
     found = total(Distill(temperature=3, soft=0.7), bench, batch, student)
     torch.testing.assert_close(found, (0.7 * soft + 0.3 * hard).detach())
@@ -53,7 +60,7 @@ def test_the_loss_sums_over_exits(batch: Batch) -> None:
 @pytest.mark.parametrize("match", ["logits", "decoupled", "dist"])
 def test_what_is_matched_is_a_choice(batch: Batch, match: str) -> None:
     bench, student = Bench(), torch.randn(5, 3)
-    teacher = bench.network_teacher(*batch.args)
+    teacher = rounded(bench.network_teacher(*batch.args))
     expected = {
         "logits": logit_regression_loss(student, teacher),
         "decoupled": decoupled_distillation_loss(student, teacher, batch.labels, temperature=2.0),
@@ -71,7 +78,7 @@ def test_decoupled_distillation_asks_for_labels(batch: Batch) -> None:
 def test_the_teacher_alone_needs_no_labels(batch: Batch) -> None:
     bench = Bench()
     unlabelled = Batch(batch.args, {})
-    same = bench.network_teacher(*batch.args)
+    same = rounded(bench.network_teacher(*batch.args))
     assert len(Distill(soft=1).parts(bench)) == 1  # type: ignore[arg-type]
     assert float(total(Distill(soft=1), bench, unlabelled, same)) == pytest.approx(0, abs=1e-6)
 

@@ -16,7 +16,7 @@ from penjing.artifact import save
 from penjing.cli.main import app
 from penjing.errors import SettingError
 from penjing.graph import trace
-from penjing.recipe.recipe import load_model
+from penjing.training import load_model
 
 Say = Callable[..., Result]
 

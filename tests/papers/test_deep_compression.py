@@ -15,7 +15,8 @@ from penjing.papers.clustered import Matrix, accounts, coded, matrices
 from penjing.papers.deep_compression import FULL, LENET5, LENET_300_100, MODELS, _load_masked_
 from penjing.pruning.masks import apply_masks_
 from penjing.quantization import cluster_network
-from penjing.recipe.recipe import import_function, read_recipe
+from penjing.recipe import read_recipe
+from penjing.training import import_function
 
 RECIPES = {LENET_300_100: "deep-compression-300.yaml", LENET5: "deep-compression-5.yaml"}
 

@@ -12,8 +12,8 @@ from penjing.artifact import encode
 from penjing.data import Splits, in_memory_loader
 from penjing.errors import DataError, SettingError
 from penjing.graph import trace
-from penjing.recipe import Recipe, load_model, load_task, read_recipe
-from penjing.training import Task
+from penjing.recipe import Recipe, load_task, read_recipe
+from penjing.training import Task, load_model
 
 GOOD: dict[str, Any] = {
     "data": "digits",

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from penjing.errors import RunError, SettingError
-from penjing.recipe import Recipe, Run, compress, load_model, load_task, read_recipe, stage_table
+from penjing.recipe import Recipe, Run, compress, load_task, read_recipe, stage_table
 from penjing.report import write_report
-from penjing.training import Stage, device_named, new_accelerator
+from penjing.training import Stage, device_named, load_model, new_accelerator
 from penjing.training.progress import Live, Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
 from penjing.units import show_bytes, show_seconds

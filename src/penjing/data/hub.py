@@ -19,12 +19,14 @@ def hub(
     n_valid: int | None = None,
     batch_size: int = 128,
     augment: bool = True,
+    versions: int | None = None,
 ) -> Splits:
     """A set with a column of pictures and a column of class labels; its parts train, and test or validation.
 
     Args:
         dataset: the name on the hub, such as "ylecun/mnist".
         image, label: names of the columns.
+        versions: of each training image, see `data.versions`; None draws a new change each time.
     Raises: MissingError: the extra is not installed. DataError: no such set, part or column, or no network.
     """
     try:
@@ -62,7 +64,7 @@ def hub(
     names = getattr(found["train"].features[label], "names", None) or [str(c) for c in range(int(labels.max()) + 1)]
     change = random_crop_and_flip(padding=max(size // 8, 1)) if augment else None
     return Splits(
-        in_memory_loader(images[train], labels[train], batch_size, shuffle=True, augment=change),
+        in_memory_loader(images[train], labels[train], batch_size, shuffle=True, augment=change, versions=versions),
         in_memory_loader(images[valid], labels[valid], 256),
         test,
         tuple(names),

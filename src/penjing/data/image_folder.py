@@ -24,6 +24,7 @@ def image_folder(
     batch_size: int = 128,
     augment: bool = True,
     erase: int = 0,
+    versions: int | None = None,
     mean: Sequence[float] | None = None,
     deviation: Sequence[float] | None = None,
 ) -> Splits:
@@ -32,7 +33,8 @@ def image_folder(
     Pictures are scaled to `size` x `size`, their channels by `mean` and standard `deviation` (of values in [0, 1]; of the
     training part unless given: a trained network wants those that it was trained with), and kept in memory. Without a
     validation folder, `n_valid` training pictures (a tenth unless told) are held out. Training pictures are shifted and
-    mirrored at random unless `augment` is False; with `erase`, a square of so many pixels a side is left out of each.
+    mirrored at random unless `augment` is False; with `erase`, a square of so many pixels a side is left out of each; with
+    `versions`, in so many ways each, see `data.versions`.
     Raises: DataError: the folder is not laid out like this, a picture cannot be read, or a class is missing somewhere.
     SettingError: a mean or a deviation that is not a number for each channel, or not above 0; squares as large as a picture.
     """
@@ -71,7 +73,7 @@ def image_folder(
         test = in_memory_loader(scaled(test_images), test_labels, 256)
     change = random_crop_and_flip(padding=max(size // 8, 1), erase=erase) if augment else None
     return Splits(
-        in_memory_loader(scaled(images), labels, batch_size, shuffle=True, augment=change),
+        in_memory_loader(scaled(images), labels, batch_size, shuffle=True, augment=change, versions=versions),
         in_memory_loader(scaled(valid_images), valid_labels, 256),
         test,
         classes,

@@ -17,13 +17,21 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 MEAN, DEVIATION = 0.1307, 0.3081
 
 
-def mnist(folder: str | Path, *, n_valid: int = 5000, batch_size: int = 128, augment: bool = True) -> Splits:
+def mnist(
+    folder: str | Path,
+    *,
+    n_valid: int = 5000,
+    batch_size: int = 128,
+    augment: bool = True,
+    versions: int | None = None,
+) -> Splits:
     """MNIST: 60,000 training and 10,000 test images of 28 x 28 pixels; the last `n_valid` training images validate.
 
     Pixels are scaled to [0, 1], then by mean 0.1307 and standard deviation 0.3081. Training images are rotated, scaled,
     sheared and shifted at random unless `augment` is False.
     Args:
         folder: where the four files lie, directly or below (`raw`, `MNIST/raw`).
+        versions: of each training image, see `data.versions`; None draws a new change each time.
     Raises: DataError: no such folder or files, with what to put where; or a damaged file.
     Source: LeCun, Cortes and Burges, The MNIST database of handwritten digits, 1998.
     """
@@ -38,7 +46,9 @@ def mnist(folder: str | Path, *, n_valid: int = 5000, batch_size: int = 128, aug
         raise DataError(f"mnist: n_valid must be 1 to {len(labels) - 1}, got {n_valid}.")
     change = random_affine(degrees=10, scale=0.1, shear=0.1, shift=1.5) if augment else None
     return Splits(
-        in_memory_loader(images[:-n_valid], labels[:-n_valid], batch_size, shuffle=True, augment=change),
+        in_memory_loader(
+            images[:-n_valid], labels[:-n_valid], batch_size, shuffle=True, augment=change, versions=versions
+        ),
         in_memory_loader(images[-n_valid:], labels[-n_valid:], 500),
         in_memory_loader(test_images, test_labels, 500),
         tuple(str(c) for c in range(10)),

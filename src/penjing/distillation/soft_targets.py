@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from penjing.distillation.unseen import without_classes
 from penjing.training import BASELINE, TrainedStage, Workbench
 
 
@@ -18,7 +19,13 @@ class Distill(TrainedStage):
 
     label: ClassVar[str] = "distill"
     needs: ClassVar[tuple[str, ...]] = ("a teacher",)
-    teacher: str | None = Field(default=BASELINE, description='whom to learn from: "baseline" or a stage\'s name')
+    teacher: str | tuple[str, ...] | None = Field(
+        default=BASELINE, description='whom to learn from: "baseline", a stage\'s name, a .pj file; or several'
+    )
+    without: tuple[int | str, ...] = Field(
+        default=(), description="classes that the transfer set does not have: numbers or names"
+    )
 
     def apply(self, bench: Workbench) -> None:
-        bench.train(self.schedule(), self.parts(bench))
+        task = without_classes(bench.task, self.without) if self.without else None
+        bench.train(self.schedule(), self.parts(bench), task=task)

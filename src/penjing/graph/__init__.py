@@ -1,5 +1,6 @@
 """What a network is: nodes and modules, how to read one from a user's module, and how to change it soundly."""
 
+from penjing.graph.features import features, layer_names, layers_like
 from penjing.graph.groups import Group, Grouping, Place, Removal, channel_groups
 from penjing.graph.network import NEVER, ExitOutputs, Network, Node, node_shapes
 from penjing.graph.own_class import into_own_class
@@ -27,9 +28,12 @@ __all__ = [
     "Proof",
     "Removal",
     "channel_groups",
+    "features",
     "fold_batch_norms",
     "insert_after",
     "into_own_class",
+    "layer_names",
+    "layers_like",
     "node_shapes",
     "provable",
     "prove_removal",

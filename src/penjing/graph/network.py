@@ -331,6 +331,16 @@ class Network(nn.Module):
             self._program = before
 
     @contextlib.contextmanager
+    def seen(self, looks: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+        """Within this context, functions are shown what nodes give, before anything changes it in place."""
+        before = self._program
+        self._program = [replace(step, look=looks.get(step.node.name)) for step in before]
+        try:
+            yield
+        finally:
+            self._program = before
+
+    @contextlib.contextmanager
     def replaced(self, functions: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
         """Within this context, these nodes compute something else of their inputs."""
         before = self._program
@@ -457,8 +467,18 @@ class _Step:
     has_size: bool
     edges: Mapping[int, Callable[[Tensor], Tensor]] | None = None
     instead: Callable[..., Tensor] | None = None
+    look: Callable[[Tensor], None] | None = None
 
     def apply(
+        self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
+    ) -> Tensor:
+        result = self._result(network, values, sizes, device)
+        if self.look is None:
+            return result
+        self.look(result)
+        return result.clone()  # the next layer may change its input in place
+
+    def _result(
         self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
     ) -> Tensor:
         inputs = tuple(values[name] for name in self.node.inputs)

@@ -40,7 +40,7 @@ def curves(
             title=None,
             scale=alt.Scale(range=list(_RANGE)),
             sort=list(order) or None,
-            legend=alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3),
+            legend=alt.Legend(labelLimit=0, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3),
         ),
     )
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)

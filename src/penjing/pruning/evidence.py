@@ -25,12 +25,12 @@ def evidence_of(stage: TrainedStage, bench: Workbench, n_batches: int) -> Eviden
     """
     device = bench.accelerator.device
     bench.network.to(device)
-    teacher = bench.teacher(stage.teacher, stage.where()).to(device) if stage.teacher else None
+    teacher = stage.named_teacher(bench).to(device) if stage.teachers else None
 
     def loss(network: Network, batch: Batch) -> Tensor:
         answers = network.all_answers(*batch.args, **batch.kwargs)
         if batch.labels is None and teacher is not None:
-            target = teacher(*batch.args, **batch.kwargs).detach().softmax(-1)
+            target = teacher.compute(batch)[0].softmax(-1)
             return over_exits(answers, lambda a: torch.nn.functional.cross_entropy(a, target))
         return over_exits(answers, lambda a: bench.task.loss(a, batch.labels))
 

@@ -1,7 +1,7 @@
 """Recipes and runs: stages put together, carried out, measured and written down."""
 
 from penjing.recipe.budget import Budget
-from penjing.recipe.recipe import STAGES, Recipe, load_model, load_task, read_recipe, read_stage
+from penjing.recipe.recipe import STAGES, Recipe, load_task, read_recipe, read_stage
 from penjing.recipe.run import Run, compress
 from penjing.recipe.table import stage_table, summary_table
 
@@ -11,7 +11,6 @@ __all__ = [
     "Recipe",
     "Run",
     "compress",
-    "load_model",
     "load_task",
     "read_recipe",
     "read_stage",

@@ -1,8 +1,9 @@
 """The one training loop. Everything that is special about a technique is a `Part`."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from penjing.errors import SettingError, TrainingError, nearest
 from penjing.graph import ExitOutputs, Network
+from penjing.graph.features import features
 from penjing.graph.network import module_at
 from penjing.representation import Mask, MasksInPlace
 from penjing.settings import Settings
@@ -32,7 +34,7 @@ class Schedule(Settings):
 
     The learning rate at progress p (0 to 1) of all steps:
     rises linearly to `lr` during the first `warmup`, then `constant`, or `cosine`: lr * (1 + cos(pi p')) / 2,
-    where p' runs from 0 to 1 over the rest.
+    where p' runs from 0 to 1 over the rest. From p = `hold` on it stays what it was there.
     """
 
     label = "schedule"
@@ -43,6 +45,9 @@ class Schedule(Settings):
     decay: Literal["cosine", "constant"] = Field(default="cosine", description="how the learning rate falls")
     warmup: float = Field(
         default=0.05, ge=0, lt=1, description="fraction of all steps in which the learning rate rises"
+    )
+    hold: float = Field(
+        default=1.0, gt=0, le=1, description="fraction of all steps after which the learning rate stays"
     )
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient, None for no limit")
     keep_steps: tuple[int, ...] = Field(
@@ -58,6 +63,7 @@ class Schedule(Settings):
 
     def rate(self, progress: float) -> float:
         """The learning rate when `progress` of all steps, 0 to 1, is done."""
+        progress = min(progress, self.hold)
         if progress < self.warmup:
             return self.lr * max(progress / self.warmup, 1e-2)
         if self.decay == "constant":
@@ -90,6 +96,7 @@ class Fit:
         optimizer: the torch optimizer, wrapped by Accelerate.
         epoch, step: how many are finished; total_steps: how many there will be.
         history: losses so far and kept weights.
+        features: what the layers that a part asked for gave in the last `forward`, by name.
     """
 
     def __init__(
@@ -100,6 +107,8 @@ class Fit:
         parts: Sequence[Part],
         accelerator: Accelerator,
         where: str,
+        seed: int = 0,
+        reporter: Reporter | None = None,
     ) -> None:
         self.network, self.task, self.schedule = network, task, schedule
         self.parts = list(parts)
@@ -113,18 +122,42 @@ class Fit:
         self.optimizer: Any = None
         self.model: nn.Module = network
         self.masks = MasksInPlace(network)
+        self.seed = seed
+        self.features: dict[str, Tensor] = {}
+        self._reporter = reporter or Silent()
+        self._names: list[str] = []
+        self._learners: list[Tensor] = []
+
+    def say(self, text: str) -> None:
+        """Tell the user something that is worth knowing once."""
+        self._reporter.say(f"  [yellow]note[/yellow] {text}")
+
+    def look_at(self, names: Iterable[str]) -> None:
+        """Ask for what layers of the network give: from now on `features` holds it after every `forward`, by name."""
+        self._names = list(dict.fromkeys([*self._names, *names]))
+
+    def let_learn(self, learners: nn.Module | None) -> None:
+        """Give the optimizer a part's own modules; before it is made."""
+        if learners is None:
+            return
+        learners.to(self.device).train()
+        found = [p for p in learners.parameters() if p.requires_grad]
+        self._learners += found
+        self.groups.append({"params": found, "weight_decay": self.schedule.weight_decay, "scale": 1.0})
 
     def forward(self, batch: Batch) -> Answers:
         """The answers of the network, wrapped for several processes and mixed precision."""
         batch = self.laid_out(batch)
-        with explained(self.network, batch), self.accelerator.autocast():
+        with explained(self.network, batch), self.accelerator.autocast(), contextlib.ExitStack() as stack:
+            if self._names:
+                self.features = stack.enter_context(features(self.network, self._names, "hints: student"))
             answers = self.model(*batch.args, **batch.kwargs)
         return ExitOutputs(a.float() for a in answers) if isinstance(answers, (tuple, ExitOutputs)) else answers.float()
 
     def laid_out(self, batch: Batch) -> Batch:
         """The batch in the memory layout that convolutions are fastest in: channels last for images."""
         args = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in batch.args)
-        return Batch(args, batch.kwargs, batch.labels)
+        return Batch(args, batch.kwargs, batch.labels, batch.keys)
 
     def loss(self, batch: Batch, answers: Answers) -> Tensor:
         """The sum of the terms of all parts.
@@ -153,6 +186,9 @@ class Fit:
             loss.backward()  # Accelerate's does the same, and looks for packages on disk at every step
         else:
             self.accelerator.backward(loss)
+            for parameter in self._learners:
+                if self.accelerator.num_processes > 1 and parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         if self.schedule.clip_norm is not None:
             self.masks.mask_gradients_()
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.schedule.clip_norm)
@@ -226,7 +262,7 @@ def fit_(
             reporter.epoch_done()
         seed_everything(derive_seed(seed, where, "end"))
         return History(state["losses"], state["seconds"], state["weights"])
-    fit = Fit(network, task, schedule, parts, accelerator, where)
+    fit = Fit(network, task, schedule, parts, accelerator, where, seed, reporter)
     _train_(fit, unfinished, seed, reporter)
     network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     seed_everything(derive_seed(seed, where, "end"))
@@ -245,6 +281,9 @@ def _train_(fit: Fit, unfinished: Path | None, seed: int, reporter: Reporter) ->
     loader: Any = task.train
     if accelerator.num_processes > 1 and isinstance(loader, DataLoader):
         loader = accelerator.prepare_data_loader(loader)
+    seed_everything(derive_seed(seed, fit.where, "learners"))
+    for part in fit.parts:
+        fit.let_learn(part.learners(fit))
     optimizer = _optimizer(schedule, fit.groups)
     fit.model, fit.optimizer = accelerator.prepare(fit.network, optimizer)
     steps_per_epoch = _length(loader, task)
@@ -269,6 +308,8 @@ def _train_(fit: Fit, unfinished: Path | None, seed: int, reporter: Reporter) ->
                 if unfinished is not None and late and fit.epoch < schedule.epochs and accelerator.is_main_process:
                     save_state(unfinished, fit.state())
                     saved = time.monotonic()
+        seed_everything(derive_seed(seed, fit.where, "finish"))
+        seed_loader(loader, derive_seed(seed, fit.where, "finish"))
         for part in fit.parts:
             part.finish(fit)
         _agree(fit.network, accelerator)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import DataError
 from penjing.graph import ExitOutputs
-from penjing.objective import decoupled_distillation_loss, dist_loss, logit_regression_loss, soft_target_loss
 from penjing.training.task import Batch
 
 if TYPE_CHECKING:
@@ -30,6 +28,10 @@ class Part:
     """
 
     reads_removed: bool = False
+
+    def learners(self, fit: Fit) -> nn.Module | None:
+        """Modules of its own that learn with the network, before the optimizer is made; their state is the part's."""
+        return None
 
     def start(self, fit: Fit) -> None:
         """Before the first batch, also when a training goes on after an interruption (then before `load_state`)."""
@@ -72,100 +74,22 @@ def over_exits(answers: Answers, loss: Callable[[Tensor], Tensor]) -> Tensor:
     return loss(answers)
 
 
+def between(first: float, last: float, fit: Fit) -> float:
+    """What lies between the first step's value and the last one's, linear."""
+    return first if first == last else first + (last - first) * fit.step / max(fit.total_steps - 1, 1)
+
+
 class LearnFromLabels(Part):
-    """weight * task.loss(answers, labels), summed over exits."""
-
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
-
-    def loss(self, fit: Fit, batch: Batch, answers: Answers) -> Tensor | None:
-        return self.weight * over_exits(answers, lambda answer: fit.task.loss(answer, batch.labels))
-
-
-Match = Literal["soft-targets", "logits", "decoupled", "dist"]
-"""What of a teacher's answers is learned: `objective.soft_target_loss`, `logit_regression_loss`, `decoupled_distillation_loss`,
-`dist_loss`, each with the weights that its paper names."""
-
-
-class LearnFromTeacher(Part):
-    """weight * how far the answers are from the teacher's, summed over exits; soft targets unless told.
+    """weight * task.loss(answers, labels), summed over exits.
 
     Args:
-        teacher: answers (batch, classes), of any shape where logits are matched; put into evaluation, its parameters get no
-            gradients.
-        temperature: T > 0; logits have none.
-    Raises: DataError: the teacher's answers have another shape than the student's, or `decoupled` finds no labels.
-    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2; others see `Match`.
+        weight: at the first step.
+        last_weight: at the last one, linear in between; None: the same all the time.
     """
 
-    def __init__(
-        self, teacher: nn.Module, temperature: float = 4.0, weight: float = 1.0, match: Match = "soft-targets"
-    ) -> None:
-        self.teacher = teacher
-        self.temperature = temperature
-        self.weight = weight
-        self.match = match
-
-    def start(self, fit: Fit) -> None:
-        self.teacher = self.teacher.to(fit.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    def __init__(self, weight: float = 1.0, *, last_weight: float | None = None) -> None:
+        self.weight, self.last_weight = weight, weight if last_weight is None else last_weight
 
     def loss(self, fit: Fit, batch: Batch, answers: Answers) -> Tensor | None:
-        with torch.no_grad():
-            laid_out = fit.laid_out(batch)
-            target = self.teacher(*laid_out.args, **laid_out.kwargs)
-        first = answers[0] if isinstance(answers, ExitOutputs) else answers
-        if target.shape != first.shape:
-            raise DataError(
-                f"distill: teacher and student must answer with the same shape, the teacher gives {tuple(target.shape)} "
-                f"and the student {tuple(first.shape)}. Choose a teacher with the same classes."
-            )
-        if self.match == "decoupled" and not isinstance(batch.labels, Tensor):
-            raise DataError(
-                "distill: match: decoupled looks at the right class, and these batches have no labels. "
-                "Choose match: soft-targets, logits or dist."
-            )
-        return self.weight * over_exits(answers, lambda answer: self._distance(answer, target, batch.labels))
-
-    def _distance(self, answer: Tensor, target: Tensor, labels: Any) -> Tensor:
-        match self.match:
-            case "soft-targets":
-                return soft_target_loss(answer, target, temperature=self.temperature)
-            case "logits":
-                return logit_regression_loss(answer, target)
-            case "decoupled":
-                return decoupled_distillation_loss(answer, target, labels, temperature=self.temperature)
-            case "dist":
-                return dist_loss(answer, target, temperature=self.temperature)
-
-
-class AverageWeights(Part):
-    """An exponential moving average of weights and statistics, which replaces them at the end.
-
-    mean <- d * mean + (1 - d) * weights after each step, d = min(decay, (1 + step) / (10 + step)).
-    """
-
-    def __init__(self, decay: float = 0.999) -> None:
-        self.decay = decay
-        self.mean: dict[str, Tensor] = {}
-
-    def start(self, fit: Fit) -> None:
-        self.mean = {name: tensor.detach().clone() for name, tensor in fit.network.state_dict().items()}
-
-    def after_step(self, fit: Fit) -> None:
-        d = min(self.decay, (1 + fit.step) / (10 + fit.step))
-        with torch.no_grad():
-            for name, tensor in fit.network.state_dict().items():
-                if tensor.is_floating_point():
-                    self.mean[name].lerp_(tensor, 1 - d)
-                else:
-                    self.mean[name].copy_(tensor)
-
-    def finish(self, fit: Fit) -> None:
-        fit.network.load_state_dict(self.mean)
-
-    def state(self) -> dict[str, object]:
-        return {"mean": self.mean}
-
-    def load_state(self, state: dict[str, object]) -> None:
-        for name, tensor in state["mean"].items():  # type: ignore[attr-defined]
-            self.mean[name].copy_(tensor)
+        weight = between(self.weight, self.last_weight, fit)
+        return weight * over_exits(answers, lambda answer: fit.task.loss(answer, batch.labels))

@@ -5,24 +5,28 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from penjing.artifact import Speed
+from penjing.artifact import Speed, load
 from penjing.errors import SettingError, nearest
 from penjing.graph import Network
 from penjing.settings import Settings
 from penjing.shapes import Json
+from penjing.training.averages import AverageEpochs, AverageWeights
 from penjing.training.fit import History, Schedule, fit_, new_accelerator
 from penjing.training.journal import Journal
-from penjing.training.part import AverageWeights, LearnFromLabels, LearnFromTeacher, Match, Part
+from penjing.training.part import LearnFromLabels, Part
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything, seed_loader
 from penjing.training.task import Batch, Task
+from penjing.training.teacher import Agree, Teacher
+from penjing.training.teaching import LayerMatch, LearnFromLayers, LearnFromTeacher, Match, Regressor
 
 BASELINE = "baseline"
 
@@ -69,12 +73,12 @@ class Workbench:
         self.facts: dict[str, Json] = {}
         self.history: dict[str, History] = {}
 
-    def train(self, schedule: Schedule, parts: Sequence[Part], name: str = "") -> History:
-        """Train the network; a training that an earlier process finished is read instead."""
+    def train(self, schedule: Schedule, parts: Sequence[Part], name: str = "", *, task: Task | None = None) -> History:
+        """Train the network, on another task if one is given; a training that an earlier process finished is read instead."""
         where = f"{self.key} {name}".strip()
         history = fit_(
             self.network,
-            self.task,
+            task or self.task,
             schedule,
             parts,
             accelerator=self.accelerator,
@@ -115,20 +119,55 @@ class Workbench:
         return found
 
     def teacher(self, name: str, where: str) -> nn.Module:
-        """A copy of the teacher of that name, ready to answer.
+        """A copy of the teacher of that name, or the network in a file, ready to answer.
 
-        Raises: SettingError: there is none at this point of the recipe, with the names there are.
+        Raises: SettingError: there is none at this point of the recipe, with the names there are. ArtifactError: no sound file.
         """
+        if is_file(name):
+            return load(name)
         if name not in self.teachers:
             raise SettingError(
                 f'{where}: there is no teacher "{name}" yet at this stage; {nearest(name, self.teachers)}.'
             )
         return copy.deepcopy(self.teachers[name]).eval()
 
+    @property
+    def answers_folder(self) -> Path | None:
+        """Where answers of teachers are kept."""
+        return self.journal.folder / "answers" if self.journal.folder is not None else None
+
     def warn(self, text: str) -> None:
         """Tell the user, now and in the report."""
         self.warnings.append(text)
         self.reporter.say(f"  [yellow]note[/yellow] {text}")
+
+
+def is_file(teacher: str) -> bool:
+    """Whether a teacher is a file and not a stage's name."""
+    return teacher.endswith(".pj")
+
+
+class Hints(Settings):
+    """What the student's layers learn from the teacher's; see `LearnFromLayers`."""
+
+    label = "hints"
+    layers: dict[str, str] = Field(
+        min_length=1, description='by a student layer the teacher layer; or a pattern with "*", and skip or last'
+    )
+    match: LayerMatch = Field(
+        default="hint", description="how they are compared: hint, attention, patient or similarities"
+    )
+    weight: float = Field(default=1.0, gt=0, description="of all pairs together, beside the answers")
+    regressor: Regressor = Field(
+        default="auto", description="a learned layer between them: auto (if shapes differ), always, never"
+    )
+    token: Literal["all", "first"] = Field(default="all", description="in transformers: all tokens, or the first only")
+
+    def part(self, teacher: Teacher) -> LearnFromLayers:
+        """The loss term."""
+        return LearnFromLayers(
+            teacher, self.layers, self.match, self.weight, regressor=self.regressor, token=self.token
+        )
 
 
 class Stage(Settings):
@@ -163,21 +202,48 @@ class TrainedStage(Stage):
         default=0.05, ge=0, lt=1, description="fraction of the steps in which the learning rate rises"
     )
     clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    hold: float = Field(
+        default=1.0, gt=0, le=1, description="fraction of the steps after which the learning rate stays"
+    )
     average: float | None = Field(
         default=None, gt=0, lt=1, description="decay of a moving average that replaces the weights"
     )
+    average_epochs: int | None = Field(
+        default=None, ge=1, description="the mean of the weights after so many last epochs replaces them (SWA)"
+    )
     keep_steps: tuple[int, ...] = Field(default=(), description="steps whose weights are kept, 0 for the initial ones")
-    teacher: str | None = Field(
-        default=None, description='whom to learn from besides the labels: "baseline" or a stage\'s name'
+    teacher: str | tuple[str, ...] | None = Field(
+        default=None,
+        description='whom to learn from besides the labels: "baseline", a stage\'s name, a .pj file; or several',
+    )
+    agree: Agree = Field(
+        default="probabilities",
+        description="what several teachers say together: mean probabilities, mean logits, or votes",
     )
     match: Match = Field(
         default="soft-targets",
-        description="what of the teacher's answers is learned: soft-targets, logits, decoupled (DKD) or dist (DIST)",
+        description="what of the teacher's answers is learned: soft-targets, logits, decoupled (DKD), dist or similarities",
     )
     temperature: float = Field(
         default=4.0, gt=0, description="how much the teacher's answers are softened; logits never are"
     )
     soft: float = Field(default=0.9, ge=0, le=1, description="weight of the teacher; the labels have 1 - soft")
+    last_soft: float | None = Field(
+        default=None, ge=0, le=1, description="the same at the last step, linear in between; none: soft all the time"
+    )
+    hints: Hints | None = Field(default=None, description="what layers learn from the teacher's layers besides")
+
+    @field_validator("teacher")
+    @classmethod
+    def _somebody(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("it must name somebody, or be left out")
+        return value
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of those to learn from."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
     def schedule(self, epochs: int | None = None) -> Schedule:
         """The training schedule, by default of `epochs` passes."""
@@ -188,23 +254,40 @@ class TrainedStage(Stage):
             weight_decay=self.weight_decay,
             decay=self.decay,
             warmup=self.warmup,
+            hold=self.hold,
             clip_norm=self.clip_norm,
             keep_steps=self.keep_steps,
         )
 
     def parts(self, bench: Workbench) -> list[Part]:
-        """What the network learns from, and the moving average where one is asked for."""
+        """What the network learns from, and the averages where they are asked for.
+
+        Raises: SettingError: hints without a teacher, two averages at once.
+        """
         found: list[Part] = []
-        if self.teacher is None:
+        if not self.teachers:
+            if self.hints is not None:
+                raise SettingError(f'{self.where()}: hints need a teacher. Add for example teacher: "{BASELINE}".')
             found.append(LearnFromLabels())
         else:
-            teacher = bench.teacher(self.teacher, self.where())
-            found.append(LearnFromTeacher(teacher, self.temperature, self.soft, self.match))
-            if self.soft < 1:
-                found.append(LearnFromLabels(1 - self.soft))
+            teacher, last = self.named_teacher(bench), self.soft if self.last_soft is None else self.last_soft
+            found.append(LearnFromTeacher(teacher, self.temperature, self.soft, self.match, last_weight=last))
+            if min(self.soft, last) < 1:
+                found.append(LearnFromLabels(1 - self.soft, last_weight=1 - last))
+            if self.hints is not None:
+                found.append(self.hints.part(teacher))
+        if self.average is not None and self.average_epochs is not None:
+            raise SettingError(f"{self.where()}: choose average or average_epochs, not both.")
         if self.average is not None:
             found.append(AverageWeights(self.average))
+        if self.average_epochs is not None:
+            found.append(AverageEpochs(self.average_epochs))
         return found
+
+    def named_teacher(self, bench: Workbench) -> Teacher:
+        """Those to learn from, as one."""
+        networks = [bench.teacher(name, self.where()) for name in self.teachers]
+        return Teacher(*networks, agree=self.agree, temperature=self.temperature, folder=bench.answers_folder)
 
     def planned_epochs(self) -> int:
         return self.epochs
@@ -241,4 +324,6 @@ def _spoken(kind: Any) -> str:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
         return " | ".join("none" if part is type(None) else _spoken(part) for part in get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return f"{{{', '.join(kind.model_fields)}}}"
     return getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)

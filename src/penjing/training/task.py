@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from penjing.data.versions import Versioned
 from penjing.errors import DataError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -21,11 +22,14 @@ class Batch:
     Attributes:
         args, kwargs: what the network is called with, tensors of shape (batch, ...).
         labels: what the loss and the metric compare with; None where there are none.
+        keys: (batch, 2), int64: each sample's number in its data set and its version, where the data set tells, see
+            `data.Versions`.
     """
 
     args: tuple[Tensor, ...]
     kwargs: Mapping[str, Tensor]
     labels: Any = None
+    keys: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -37,7 +41,29 @@ class Batch:
         """The same on another device."""
         labels = self.labels.to(device) if isinstance(self.labels, Tensor) else self.labels
         return Batch(
-            tuple(x.to(device) for x in self.args), {name: x.to(device) for name, x in self.kwargs.items()}, labels
+            tuple(x.to(device) for x in self.args),
+            {name: x.to(device) for name, x in self.kwargs.items()},
+            labels,
+            self.keys,
+        )
+
+    def chosen(self, which: Tensor) -> "Batch":
+        """Some of the samples.
+
+        Args:
+            which: indices, (k,), or a mask, (batch,).
+        """
+        labels = self.labels
+        if isinstance(labels, Tensor):
+            labels = labels[which]
+        elif isinstance(labels, (list, tuple)):
+            places = which.nonzero().flatten() if which.dtype == torch.bool else which
+            labels = [labels[i] for i in places.tolist()]
+        return Batch(
+            tuple(x[which] for x in self.args),
+            {name: x[which] for name, x in self.kwargs.items()},
+            labels,
+            None if self.keys is None else self.keys[which.cpu()],
         )
 
 
@@ -213,9 +239,11 @@ class Task:
         empty = True
         for raw in loader:
             empty = False
-            batch = self.batch(raw)
+            batch = self.batch(raw.sample if isinstance(raw, Versioned) else raw)
             if not isinstance(batch, Batch):
                 raise DataError(f"task: batch= must return a penjing.Batch, it returned a {type(batch).__name__}.")
+            if isinstance(raw, Versioned):
+                batch = replace(batch, keys=torch.stack([torch.as_tensor(raw.index), torch.as_tensor(raw.version)], 1))
             yield batch if device is None else batch.to(device)
         if empty:
             raise DataError(
