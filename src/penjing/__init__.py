@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 from penjing.version import __version__
 
 if TYPE_CHECKING:
-    from penjing.architecture import SeparableConvs
+    from penjing.architecture import (
+        Factorisation,
+        FireModules,
+        GhostModules,
+        GroupedConvs,
+        LowRank,
+        SeparableConvs,
+        factorise,
+    )
     from penjing.artifact import (
         Networks,
         Packing,
@@ -85,6 +93,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "SeparableConvs": "architecture",
+    "LowRank": "architecture",
+    "Factorisation": "architecture",
+    "factorise": "architecture",
+    "GroupedConvs": "architecture",
+    "FireModules": "architecture",
+    "GhostModules": "architecture",
     "Networks": "artifact",
     "inspect": "artifact",
     "load": "artifact",
@@ -165,12 +179,17 @@ __all__ = [
     "Distill",
     "EarlyExits",
     "Evidence",
+    "Factorisation",
+    "FireModules",
+    "GhostModules",
     "GroupLasso",
+    "GroupedConvs",
     "Hint",
     "LearnFromLabels",
     "LearnFromLayers",
     "LearnFromTeacher",
     "LotteryTicket",
+    "LowRank",
     "Metric",
     "Network",
     "Networks",
@@ -204,6 +223,7 @@ __all__ = [
     "compress",
     "decoupled_distillation_loss",
     "dist_loss",
+    "factorise",
     "fit_",
     "hint_loss",
     "inspect",

@@ -47,24 +47,35 @@ CODED = {
 }
 """What the weights are after these stages."""
 
+SWAPS = ("separable-convs", "grouped-convs", "fire-modules", "ghost-modules")
+
 REFUSED = {
-    ("separable-convs", "separable-convs"): "none of the chosen layers can be replaced",
-    ("cluster", "separable-convs"): "its weight has a representation; separate before that",
+    **{
+        (first, second): "its weight has a representation; separate before that"
+        for first in REPRESENTED
+        for second in SWAPS
+    },
+    **dict.fromkeys(
+        (
+            *(("separable-convs", second) for second in SWAPS),
+            *(("grouped-convs", second) for second in SWAPS),
+            *(("fire-modules", "separable-convs"), ("student", "grouped-convs")),
+            *(("prune-channels", "grouped-convs"), ("prune-channels", "ghost-modules")),
+        ),
+        "none of the chosen layers can be replaced",
+    ),
     ("cluster", "cluster"): "has a codebook already",
     ("cluster", "quantize"): "has a codebook already",
     ("quantize", "cluster"): "has a grid already",
     ("quantize", "quantize"): "has a grid already",
-    ("quantize", "separable-convs"): "its weight has a representation; separate before that",
     ("quantize", "group-lasso"): "no layer has groups .* its weight is written as a grid",
     ("quantize", "prune-weights"): r"is a grid already, .*Prune weights before that",
     **{("calibrated-coding", second): "has a grid already" for second in ("cluster", "quantize", "calibrated-coding")},
     ("cluster", "calibrated-coding"): "has a codebook already",
     ("quantize", "calibrated-coding"): "has a grid already",
-    ("calibrated-coding", "separable-convs"): "its weight has a representation; separate before that",
     ("calibrated-coding", "group-lasso"): "no layer has groups .* its weight is written as a grid",
     ("calibrated-coding", "prune-weights"): r"is a grid already, .*Prune weights before that",
     ("calibrated-coding", "scratch"): "has a grid, so its values are not its own",
-    ("half-precision", "separable-convs"): "its weight has a representation; separate before that",
     ("half-precision", "prune-weights"): r"is a half already, .*Prune weights before that",
     ("half-precision", "group-lasso"): "no layer has groups .* its weight is written as a half",
     ("half-precision", "scratch"): "has a half, so its values are not its own",
@@ -72,15 +83,11 @@ REFUSED = {
     **{(first, "binarize"): "is under a mask, and a binary weight is never 0" for first in MASKED},
     **{(first, "binarize"): f"has a {kind} already" for first, kind in CODED.items()},
     **{("binarize", second): "has a signs already" for second in ("cluster", "quantize", "calibrated-coding")},
-    ("binarize", "separable-convs"): "its weight has a representation; separate before that",
     ("binarize", "prune-weights"): r"is a signs already, .*Prune weights before that",
     ("binarize", "scratch"): "has a signs, so its values are not its own",
     ("quantize", "scratch"): "has a grid, so its values are not its own",
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
-    ("prune-weights", "separable-convs"): "its weight has a representation; separate before that",
     ("cluster", "prune-weights"): r"is a codebook already, .*Prune weights before that",
-    ("supermask", "separable-convs"): "its weight has a representation; separate before that",
-    ("lottery-ticket", "separable-convs"): "its weight has a representation; separate before that",
     ("student", "hint"): 'the student has no layer "3"',
     ("student", "lottery-ticket"): "the weights after step 0 were not kept",
     **{
@@ -95,7 +102,7 @@ REFUSED = {
     },
     **{
         (first, "lottery-ticket"): "before stages that change the network's shape"
-        for first in ("separable-convs", "low-rank", "prune-channels", "early-exits")
+        for first in (*SWAPS, "low-rank", "prune-channels", "early-exits")
     },
     **{
         (first, "low-rank"): "its weight has a representation; factorise before that"
@@ -126,10 +133,10 @@ def network() -> Network:
         nn.Conv2d(1, 6, 3, padding=1),
         nn.BatchNorm2d(6),
         nn.ReLU(),
-        nn.Conv2d(6, 8, 3, bias=False),
+        nn.Conv2d(6, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
     ]
-    layers += [nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(54, 3)]
+    layers += [nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)]
     return trace(nn.Sequential(*layers), (torch.randn(2, 1, 8, 8),)).eval()
 
 

@@ -4,6 +4,7 @@ from penjing.graph.features import features, layer_names, layers_like
 from penjing.graph.groups import Group, Grouping, Place, Removal, channel_groups
 from penjing.graph.network import NEVER, ExitOutputs, Network, Node, node_shapes
 from penjing.graph.own_class import into_own_class
+from penjing.graph.permute import permute_channels
 from penjing.graph.proof import Proof, provable, prove_removal
 from penjing.graph.select import select
 from penjing.graph.surgery import (
@@ -11,6 +12,7 @@ from penjing.graph.surgery import (
     insert_after,
     push_biases,
     remove_channels,
+    replace_by_nodes,
     replace_node,
     settled_batch_norms,
     with_one_answer,
@@ -35,10 +37,12 @@ __all__ = [
     "layer_names",
     "layers_like",
     "node_shapes",
+    "permute_channels",
     "provable",
     "prove_removal",
     "push_biases",
     "remove_channels",
+    "replace_by_nodes",
     "replace_node",
     "select",
     "settled_batch_norms",

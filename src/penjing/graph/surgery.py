@@ -143,6 +143,34 @@ def replace_node(network: Network, path: str, layers: Mapping[str, nn.Module]) -
     return changed.train(network.training)
 
 
+def replace_by_nodes(network: Network, path: str, layers: Mapping[str, nn.Module], nodes: Sequence[Node]) -> Network:
+    """Put a few nodes in the place of a layer: branches, concatenations, shuffles.
+
+    Args:
+        path: the layer to replace; it must be called once.
+        layers: new layers by name; they live at `path.name`.
+        nodes: in order, by names of their own. "" stands for what the layer took; a node's path is a name of `layers`; the last
+            one's result takes the place of the layer's.
+    Returns: a network in which `path` is a container of the new layers.
+    Raises: TraceError: the layer is not called exactly once.
+    """
+    changed = copy.deepcopy(network)
+    old = changed.node_of(path)
+    container = nn.Module()
+    for name, layer in layers.items():
+        container.add_module(name, layer)
+    set_module(changed, path, container)
+    names = {"": old.inputs[0], nodes[-1].name: old.name}
+    placed: list[Node] = []
+    for node in nodes:
+        name = names.setdefault(node.name, changed.fresh_name(f"{old.name}_{node.name}"))
+        inputs = tuple(names[source] for source in node.inputs)
+        inside = f"{path}.{node.path}" if node.op == MODULE else ""
+        placed.append(Node(name, node.op, inputs, inside, node.settings, scope="" if inside else path))
+    changed.nodes = [new for node in network.nodes for new in (placed if node.name == old.name else [node])]
+    return changed.train(network.training)
+
+
 def insert_after(network: Network, name: str, nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> Network:
     """Add nodes right behind node `name`, and the modules they call.
 
