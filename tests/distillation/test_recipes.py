@@ -1,0 +1,116 @@
+"""Whole runs: assistants, ensembles, hints, teachers from files, and what is wrong with a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import penjing as pj
+from penjing.data import in_memory_loader
+from penjing.errors import SettingError
+from penjing.models import plain_cnn
+from penjing.training import Task
+
+
+def cnn(**settings: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return plain_cnn(**{"widths": [8, 8, 8], "first_kernel": 3, "first_stride": 1, "classes": 3, **settings})
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 1, 8, 8, generator=generator)
+    y = (x[:, 0, :4].mean((1, 2)) > 0).long() + (x[:, 0, 4:].mean((1, 2)) > 0).long()
+    return Task(in_memory_loader(x, y, 16, shuffle=True, versions=1), in_memory_loader(x, y, 48))
+
+
+SMALL = {"model": {"function": "penjing.models:plain_cnn", "widths": [3, 3], "classes": 3}}
+
+
+def test_an_assistant_between_teacher_and_student(task: Task, tmp_path: Path) -> None:
+    assistant = {"model": {"function": "penjing.models:plain_cnn", "widths": [5, 5], "classes": 3}, "name": "middle"}
+    stages: list[Any] = [
+        *({"train": {"epochs": 2}}, {"student": assistant}, {"distill": {"epochs": 2, "name": "assistant"}}),
+        *({"student": SMALL}, {"distill": {"epochs": 2, "teacher": "assistant", "soft": 1}}),
+    ]
+    run = pj.compress(cnn(), task, stages, out=tmp_path / "run")
+    sizes = [record.parameters for record in run.stages]
+    assert sizes[0] > sizes[1] == sizes[2] > sizes[3] == sizes[4] == run.final.parameters
+    assert len(list((tmp_path / "run" / "answers").iterdir())) == 2  # of the teacher, and of the assistant
+    again = pj.compress(cnn(), task, stages, out=tmp_path / "again")
+    assert run.artifact.read_bytes() == again.artifact.read_bytes()
+    (tmp_path / "again" / "trainings" / "05-distill.safetensors").unlink()
+    resumed = pj.compress(cnn(), task, stages, out=tmp_path / "again", resume=True)
+    assert run.artifact.read_bytes() == resumed.artifact.read_bytes()
+
+
+def test_an_ensemble_of_a_stage_and_a_file_with_hints(task: Task, tmp_path: Path) -> None:
+    first = pj.compress(cnn(), task, [{"train": {"epochs": 1}}])
+    first.save(tmp_path / "other.pj")
+    both = ["baseline", str(tmp_path / "other.pj")]
+    hints = {"layers": {"block*": "last"}, "match": "hint", "weight": 0.5}
+    student = {"model": {**SMALL["model"], "first_kernel": 3, "first_stride": 1}}
+    stages: list[Any] = [
+        *({"train": {"epochs": 1}}, {"student": student}),
+        {"distill": {"epochs": 1, "teacher": both, "agree": "votes", "hints": hints, "average_epochs": 1}},
+    ]
+    run = pj.compress(cnn(), task, stages)
+    assert run.final.parameters < run.baseline.parameters
+
+
+def test_a_student_must_answer_alike(task: Task) -> None:
+    wrong = {"model": {"function": "penjing.models:plain_cnn", "widths": [3]}}
+    with pytest.raises(
+        SettingError, match=r"it must answer like the network before it, which gives \(3,\).*it gives \(10,\)"
+    ):
+        pj.compress(cnn(), task, [{"student": wrong}])
+    with pytest.raises(SettingError, match='has no function "plain_cn"; did you mean "plain_cnn"'):
+        pj.compress(cnn(), task, [{"student": {"model": "penjing.models:plain_cn"}}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": ["baseline", "nobody"]}, 'there is no teacher "nobody" before it'),
+        ({"teacher": []}, "it must name somebody"),
+        ({"temperature": 0}, "temperature: it must be greater than 0"),
+        ({"hints": {"layers": {}}}, "layers"),
+        ({"hints": {"layer": {"a": "b"}}}, 'no setting "layer"; did you mean "layers"'),
+        ({"average": 0.9, "average_epochs": 1}, "choose average or average_epochs"),
+        ({"without": ["9"]}, 'no class "9"'),
+    ],
+)
+def test_what_cannot_work(task: Task, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        pj.compress(cnn(), task, [{"distill": settings}])
+
+
+def test_hints_need_a_teacher(task: Task) -> None:
+    with pytest.raises(SettingError, match="hints need a teacher"):
+        pj.compress(cnn(), task, [{"train": {"hints": {"layers": {"block0": "block0"}}}}])
+
+
+def test_everything_works_in_ones_own_loop() -> None:
+    """The losses are plain functions of tensors."""
+    teacher, student = cnn(), cnn(widths=[4, 8])
+    regressor = nn.Conv2d(4, 8, 1)
+    optimizer = torch.optim.SGD([*student.parameters(), *regressor.parameters()], lr=0.05)
+    x = torch.randn(8, 1, 8, 8)
+    seen: dict[str, Tensor] = {}
+    student.block0.register_forward_hook(lambda m, i, o: seen.__setitem__("student", o))  # type: ignore[union-attr]
+    teacher.block0.register_forward_hook(lambda m, i, o: seen.__setitem__("teacher", o))  # type: ignore[union-attr]
+    losses = []
+    for _ in range(5):
+        with torch.no_grad():
+            target = teacher(x)
+        answer = student(x)
+        loss = pj.soft_target_loss(answer, target, temperature=4.0)
+        loss = loss + pj.hint_loss(regressor(seen["student"]), seen["teacher"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
