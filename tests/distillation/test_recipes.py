@@ -1,5 +1,6 @@
 """Whole runs: assistants, ensembles, hints, teachers from files, and what is wrong with a recipe."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
+from penjing.artifact import encode
 from penjing.data import in_memory_loader
 from penjing.errors import SettingError
+from penjing.graph import Network, trace
 from penjing.models import plain_cnn
-from penjing.training import Task
+from penjing.recipe import read_stage
+from penjing.training import Journal, Task, Workbench, new_accelerator
+from penjing.training.seeding import seed_everything
 
 
 def cnn(**settings: Any) -> nn.Module:
@@ -30,35 +35,51 @@ def task() -> Task:
 SMALL = {"model": {"function": "penjing.models:plain_cnn", "widths": [3, 3], "classes": 3}}
 
 
+def carried_out(task: Task, stages: list[Any], folder: Path | None = None) -> list[Network]:
+    """The network after each stage, as in a run, without measuring."""
+    accelerator = new_accelerator(torch.device("cpu"))
+    teachers: dict[str, nn.Module] = {}
+    network, after = trace(cnn(), task.example().args), []
+    for position, item in enumerate(stages):
+        stage = read_stage(item, position)
+        bench = Workbench(
+            copy.deepcopy(network), task, key=f"{position}", journal=Journal(folder, accelerator), teachers=teachers
+        )
+        seed_everything(position)
+        stage.apply(bench)
+        network = bench.network.eval()
+        teachers |= {stage.name or stage.label: network} | ({"baseline": network} if position == 0 else {})
+        after.append(network)
+    return after
+
+
+def size(network: Network) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
 def test_an_assistant_between_teacher_and_student(task: Task, tmp_path: Path) -> None:
-    assistant = {"model": {"function": "penjing.models:plain_cnn", "widths": [5, 5], "classes": 3}, "name": "middle"}
+    assistant = {"model": {"function": "penjing.models:plain_cnn", "widths": [5, 5], "classes": 3}}
     stages: list[Any] = [
         *({"train": {"epochs": 2}}, {"student": assistant}, {"distill": {"epochs": 2, "name": "assistant"}}),
         *({"student": SMALL}, {"distill": {"epochs": 2, "teacher": "assistant", "soft": 1}}),
     ]
-    run = pj.compress(cnn(), task, stages, out=tmp_path / "run")
-    sizes = [record.parameters for record in run.stages]
-    assert sizes[0] > sizes[1] == sizes[2] > sizes[3] == sizes[4] == run.final.parameters
-    assert len(list((tmp_path / "run" / "answers").iterdir())) == 2  # of the teacher, and of the assistant
-    again = pj.compress(cnn(), task, stages, out=tmp_path / "again")
-    assert run.artifact.read_bytes() == again.artifact.read_bytes()
-    (tmp_path / "again" / "trainings" / "05-distill.safetensors").unlink()
-    resumed = pj.compress(cnn(), task, stages, out=tmp_path / "again", resume=True)
-    assert run.artifact.read_bytes() == resumed.artifact.read_bytes()
+    after = carried_out(task, stages, tmp_path)
+    assert size(after[0]) > size(after[1]) == size(after[2]) > size(after[3]) == size(after[4])
+    assert len(list((tmp_path / "answers").iterdir())) == 2  # of the teacher, and of the assistant
+    (tmp_path / "trainings" / "4.safetensors").unlink()
+    again = carried_out(task, stages, tmp_path)
+    assert encode(again[-1]) == encode(after[-1])
 
 
 def test_an_ensemble_of_a_stage_and_a_file_with_hints(task: Task, tmp_path: Path) -> None:
-    first = pj.compress(cnn(), task, [{"train": {"epochs": 1}}])
-    first.save(tmp_path / "other.pj")
+    pj.save(trace(cnn(), task.example().args), tmp_path / "other.pj")
     both = ["baseline", str(tmp_path / "other.pj")]
     hints = {"layers": {"block*": "last"}, "match": "hint", "weight": 0.5}
     student = {"model": {**SMALL["model"], "first_kernel": 3, "first_stride": 1}}
-    stages: list[Any] = [
-        *({"train": {"epochs": 1}}, {"student": student}),
-        {"distill": {"epochs": 1, "teacher": both, "agree": "votes", "hints": hints, "average_epochs": 1}},
-    ]
-    run = pj.compress(cnn(), task, stages)
-    assert run.final.parameters < run.baseline.parameters
+    learning = {"epochs": 1, "teacher": both, "agree": "votes", "hints": hints, "average_epochs": 1}
+    after = carried_out(task, [{"train": {"epochs": 1}}, {"student": student}, {"distill": learning}])
+    assert size(after[-1]) < size(after[0])
+    assert encode(after[-1]) != encode(after[-2])
 
 
 def test_a_student_must_answer_alike(task: Task) -> None:
@@ -114,3 +135,10 @@ def test_everything_works_in_ones_own_loop() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+def test_a_teachers_file_is_looked_at_before_anything_is_trained(task: Task, tmp_path: Path) -> None:
+    (tmp_path / "wrong.pj").write_bytes(b"not a network")
+    for name, message in (("missing.pj", "cannot be read"), ("wrong.pj", r"wrong\.pj")):
+        with pytest.raises(pj.PenjingError, match=message):
+            pj.compress(cnn(), task, [{"train": {"epochs": 10**6}}, {"distill": {"teacher": str(tmp_path / name)}}])

@@ -14,8 +14,18 @@ from penjing.models import sentence_encoder
 from penjing.models.sentence_encoder import model_folder
 from penjing.quantization import CalibratedCoding
 from penjing.tasks import COSINE, sentences
-from penjing.tasks.sentences import cosine_loss
-from penjing.training import Workbench
+from penjing.tasks.sentences import cosine_loss, sentence_pairs
+from penjing.training import (
+    LearnFromLabels,
+    LearnFromLayers,
+    LearnFromTeacher,
+    Part,
+    Schedule,
+    Teacher,
+    Workbench,
+    fit_,
+    layer_pairs,
+)
 
 WORDS = [
     "[PAD]",
@@ -140,3 +150,31 @@ def test_what_is_not_there_is_said(tiny: Path, data: Path, tmp_path: Path) -> No
     (tmp_path / "dev.csv").write_text("a dog,a man,2\n")
     with pytest.raises(DataError, match=r"train\.csv holds none"):
         sentences(tmp_path, model=str(tiny))
+
+
+def test_some_layers_learn_from_all_of_them(tiny: Path, data: Path) -> None:
+    """A student of one of two layers: begun from the teacher's, it learns answers, similarities and, by pattern, the layers."""
+    assert sentence_pairs(data / "dev.csv")[-1] == ("the dog runs", "a man runs")
+    task = sentences(data, model=str(tiny), n_valid=20, batch_size=8)
+    example = task.example().args
+    whole, part = (trace(sentence_encoder(str(tiny), layers=k), example) for k in (None, [1]))
+    names = set(part.state_dict())
+    assert any("encoder.layer.0." in name for name in names) and not any("encoder.layer.1." in name for name in names)
+    torch.testing.assert_close(
+        part.state_dict()["transformer.encoder.layer.0.output.dense.weight"],
+        whole.state_dict()["transformer.encoder.layer.1.output.dense.weight"],
+    )
+    pattern = "transformer.encoder.layer.*"
+    assert layer_pairs(part, whole, {pattern: "skip"}) == [
+        ("transformer.encoder.layer.0", "transformer.encoder.layer.1")
+    ]
+    teacher = Teacher(whole)
+    parts: list[Part] = [
+        LearnFromLabels(),
+        LearnFromTeacher(teacher, match="similarities"),
+        LearnFromLayers(teacher, {pattern: "last"}, "patient", token="first"),
+    ]
+    history = fit_(part, task, Schedule(epochs=4, lr=3e-3), parts)
+    assert history.losses[-1] < 0.7 * history.losses[0]
+    with pytest.raises(SettingError, match=r"layers must be some of 0 to 1, got \[2\]"):
+        sentence_encoder(str(tiny), layers=[2])

@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from penjing.artifact import Speed, encode, load
+from penjing.artifact import Speed, encode, load, open_artifact
 from penjing.errors import RunError, SettingError, nearest
 from penjing.export import Export, export
 from penjing.files import write_atomically
@@ -48,6 +48,7 @@ from penjing.training import BASELINE, Journal, Stage, Task, Train, Workbench, n
 from penjing.training.checkpoint import load_state
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
+from penjing.training.stage import is_file
 from penjing.version import __version__
 
 
@@ -157,6 +158,10 @@ def compress(
     if not re.fullmatch(NAME_PATTERN, name):
         raise SettingError(f'compress: name must consist of letters, digits, "_", "-" and ".", got "{name}".')
     check_teachers(read)
+    for stage in read:  # a file that is not there should stop a run before hours of training
+        for teacher in getattr(stage, "teachers", ()):
+            if is_file(teacher):
+                open_artifact(teacher).close()
     accelerator = accelerator or new_accelerator()
     if out is not None:
         run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter or Silent(), recipe, speed)

@@ -306,12 +306,21 @@ class Train(TrainedStage):
         bench.train(self.schedule(), self.parts(bench))
 
 
-def described(stage: type[Stage]) -> list[tuple[str, str, Any, str]]:
-    """(setting, type, default, description) of a stage, for `--help` and the documentation."""
+def described(stage: type[Settings]) -> list[tuple[str, str, Any, str]]:
+    """(setting, type, default, description) of a stage, those within a setting too, for `--help` and the documentation."""
     rows = []
     for name, info in stage.model_fields.items():
-        rows.append((name, _spoken(info.annotation), info.default, info.description or ""))
+        default = "needed" if info.is_required() else info.default
+        rows.append((name, _spoken(info.annotation), default, info.description or ""))
+        for inner in _within(info.annotation):
+            rows += [(f"{name}.{key}", *rest) for key, *rest in described(inner)]
     return rows
+
+
+def _within(kind: Any) -> list[type[Settings]]:
+    """The settings that a setting consists of."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return [part for part in kinds if isinstance(part, type) and issubclass(part, Settings)]
 
 
 def _spoken(kind: Any) -> str:
@@ -325,5 +334,5 @@ def _spoken(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " | ".join("none" if part is type(None) else _spoken(part) for part in get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Settings):
-        return f"{{{', '.join(kind.model_fields)}}}"
+        return "settings"
     return getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)
