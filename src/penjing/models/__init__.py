@@ -6,6 +6,7 @@ from penjing.models.mobilenet import mobilenet
 from penjing.models.plain_cnn import plain_cnn
 from penjing.models.resnet_cifar import resnet_cifar
 from penjing.models.sentence_encoder import sentence_encoder
+from penjing.models.shallow import shallow_net
 from penjing.models.shufflenet import shufflenet
 from penjing.models.squeezenet import squeezenet
 from penjing.models.xception import xception
@@ -20,6 +21,7 @@ __all__ = [
     "plain_cnn",
     "resnet_cifar",
     "sentence_encoder",
+    "shallow_net",
     "shufflenet",
     "squeezenet",
     "xception",

@@ -84,7 +84,9 @@ def _keep_layers_(transformer: Any, layers: Sequence[int]) -> None:
     holder = getattr(transformer, "encoder", transformer)
     there = getattr(holder, "layer", None)
     if not isinstance(there, nn.ModuleList):
-        raise SettingError("model: layers can be chosen only of transformers that hold them in encoder.layer, as BERT does.")
+        raise SettingError(
+            "model: layers can be chosen only of transformers that hold them in encoder.layer, as BERT does."
+        )
     if not layers or not all(0 <= k < len(there) for k in layers):
         raise SettingError(f"model: layers must be some of 0 to {len(there) - 1}, got {list(layers)}.")
     holder.layer = nn.ModuleList(there[k] for k in layers)

@@ -25,6 +25,16 @@ CLAIMS: dict[str, str] = {
     "xnor-net": "xnor_net",
     "fewer-bits": "fewer_bits",
     "calibrated-coding": "calibrated_coding",
+    "hinton-distillation": "hinton_distillation",
+    "do-deep-nets": "do_deep_nets",
+    "fitnets": "fitnets",
+    "patient-distillation": "patient_distillation",
+    "teacher-assistant": "teacher_assistant",
+    "ensemble-distillation": "ensemble_distillation",
+    "weight-averaging": "weight_averaging",
+    "depthwise-separable": "depthwise_separable",
+    "low-rank": "low_rank",
+    "compact-networks": "compact_networks",
 }
 """By its word on the command line, the file of each claim."""
 

@@ -93,6 +93,11 @@ class Laboratory:
             raise DataError(f"reproduce: {file} is needed; put it into {root} or {root / 'weights'}.")
         return found
 
+    def folder_of(self, name: str) -> Path:
+        """The folder NAME of the data, or the data's own. Raises: DataError: none was given."""
+        root = _needed(self.data_folder, name)
+        return root / name if (root / name).is_dir() else root
+
     def build(self, make: Callable[[], nn.Module], task: Task, *, name: str = "model") -> Network:
         """A network with weights drawn from the seed, the same in all arms."""
         seed_everything(derive_seed(self.seed, name))

@@ -222,7 +222,7 @@ class TrainedStage(Stage):
     )
     match: Match = Field(
         default="soft-targets",
-        description="what of the teacher's answers is learned: soft-targets, logits, decoupled (DKD), dist or similarities",
+        description="what of its answers is learned: soft-targets, logits, decoupled (DKD), dist, or cosine, similarities",
     )
     temperature: float = Field(
         default=4.0, gt=0, description="how much the teacher's answers are softened; logits never are"

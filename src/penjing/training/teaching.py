@@ -29,9 +29,9 @@ from penjing.training.teacher import Teacher
 if TYPE_CHECKING:
     from penjing.training.fit import Fit
 
-Match = Literal["soft-targets", "logits", "decoupled", "dist", "similarities"]
+Match = Literal["soft-targets", "logits", "decoupled", "dist", "cosine", "similarities"]
 """What of a teacher's answers is learned: `objective.soft_target_loss`, `logit_regression_loss`, `decoupled_distillation_loss`,
-`dist_loss`, each with the weights that its paper names, or `similarity_loss`."""
+`dist_loss`, each with the weights that its paper names; for vectors 1 - their cosine, or `similarity_loss`."""
 LayerMatch = Literal["hint", "attention", "patient", "similarities"]
 """How layers are compared: `objective.hint_loss`, `attention_transfer_loss`, `patient_loss`, `similarity_loss`."""
 Regressor = Literal["auto", "always", "never"]
@@ -92,6 +92,8 @@ class LearnFromTeacher(Part):
                 return decoupled_distillation_loss(answer, target, labels, temperature=self.temperature)
             case "dist":
                 return dist_loss(answer, target, temperature=self.temperature)
+            case "cosine":
+                return patient_loss(answer, target) / 2
             case "similarities":
                 return similarity_loss(answer, target)
 

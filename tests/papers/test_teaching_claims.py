@@ -1,0 +1,134 @@
+"""The claims about teachers and averages: every arm runs and every check is read from it; networks are the papers' sizes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from penjing.data import Splits, in_memory_loader
+from penjing.data.augment import random_affine
+from penjing.errors import SettingError
+from penjing.papers import claim_named
+from penjing.papers.claim import Arms
+from penjing.papers.fitnets import Experiment as FitNets
+from penjing.papers.fitnets import thin_deep
+from penjing.papers.hinton_distillation import AFTER, HARD, NO_THREES, ONLY_7_8, SOFT, TEACHER, mlp
+from penjing.papers.laboratory import Laboratory
+from penjing.papers.teacher_assistant import plain_by_depth
+
+SMALL: dict[str, dict[str, Any]] = {
+    "hinton-distillation": {
+        "teacher_epochs": 1,
+        "epochs": 1,
+        "few_epochs": 1,
+        "thin_epochs": 1,
+        "thin": 5,
+        "units": 6,
+        "teacher_units": 7,
+    },
+    "do-deep-nets": {
+        "deep_epochs": 1,
+        "epochs": 2,
+        "fixed_epoch": 1,
+        "widths": (4, 4),
+        "hidden": 20,
+        "bottleneck": 4,
+        "timings": 1,
+    },
+    "fitnets": {
+        "teacher_epochs": 1,
+        "teacher_widths": (4, 6),
+        "epochs": 2,
+        "hint_epochs": 1,
+        "widths": (4, 4, 4),
+        "pool_after": (0,),
+        "guided": "relu1",
+        "hint": "block0",
+    },
+    "teacher-assistant": {"depths": (4, 6), "teacher_epochs": 1, "epochs": 1},
+    "ensemble-distillation": {"members": 2, "epochs": 1, "widths": (4, 4)},
+    "weight-averaging": {"epochs": 2, "averaged": 1},
+}
+
+
+class RandomPictures(Laboratory):
+    """A laboratory whose data sets are noise with labels."""
+
+    def splits(self, name: str, **settings: Any) -> Splits:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, 28, 28) if name == "mnist" else (3, 16, 16)
+        change = random_affine() if settings.get("augment") else None
+
+        def part(n: int, shuffle: bool = False) -> Any:
+            labels = torch.arange(n) % 10
+            images = torch.randn(n, *shape, generator=generator) + labels.view(-1, 1, 1, 1) / 5
+            versions = settings.get("versions") if shuffle else None
+            return in_memory_loader(
+                images, labels, 20, shuffle=shuffle, augment=change if shuffle else None, versions=versions
+            )
+
+        return Splits(part(40, True), part(20), part(20), tuple("0123456789"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_arm_runs_and_every_check_and_the_picture_are_made_of_them(name: str, tmp_path: Path) -> None:
+    claim = claim_named(name)
+    settings = claim.settings["full"].model_copy(update=SMALL[name])
+    laboratory = RandomPictures(0, folder=tmp_path, device=torch.device("cpu"))
+    found: dict[str, Any] = {}
+    for arm in claim.arms(settings):
+        laboratory.key = arm
+        found[arm] = claim.measure(laboratory, arm, settings, found)
+    for check in claim.checks(settings):
+        assert math.isfinite(check.difference(found)), check.says
+    assert claim.picture({0: found, 1: found, 2: found}, settings).to_dict()["hconcat"]
+
+
+def test_hintons_figures_pass_his_claims_checks() -> None:
+    claim = claim_named("hinton-distillation")
+    settings = claim.settings["full"]
+    unseen = {NO_THREES: (206, 109, 3.5), ONLY_7_8: (4730, 1320, -7.6)}
+    found: Arms = {
+        TEACHER: {"errors": 67},
+        HARD: {"errors": 146},
+        SOFT: {"errors": 74},
+        **{
+            arm: {
+                "errors": before,
+                AFTER: after,
+                "shift from valid": shift,
+                "right of the 3s (%), shift from valid": 98.6,
+            }
+            for arm, (before, after, shift) in unseen.items()
+        },
+        **{f"thin, T = {t:g}": {"errors": 300 + abs(t - 3)} for t in settings.temperatures},
+    }
+    for check in claim.checks(settings):
+        assert check.difference(found) >= check.at_least, check.says
+
+
+def n_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_networks_have_the_papers_sizes() -> None:
+    assert n_parameters(mlp(784, 1200, 1200, 10, dropout=0.5, input_dropout=0.2)) == 2_395_210
+    assert n_parameters(mlp(784, 800, 800, 10)) == 1_276_810
+    sizes = {2: 13_082, 4: 37_338, 6: 82_778, 8: 327_962, 10: 2_487_850}
+    assert {depth: n_parameters(plain_by_depth(depth)) for depth in sizes} == sizes
+    assert plain_by_depth(10, side=16)(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(SettingError, match="depth must be one of 2, 4, 6, 8, 10, got 3"):
+        plain_by_depth(3)
+
+
+def test_the_fitnet_is_deep_and_thin_and_has_no_norms() -> None:
+    settings = FitNets()
+    network = thin_deep(settings.widths, settings.pool_after)
+    convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
+    assert 11 <= len(convolutions) <= 13 and max(layer.out_channels for layer in convolutions) <= 24
+    assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network)
+    assert 25_000 < n_parameters(network) < 40_000
+    assert hasattr(network, settings.guided)
