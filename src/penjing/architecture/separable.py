@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from penjing.architecture.swap import Activation, ConvSwap, Replacement, behind, chain, like, relative_error
+from penjing.architecture.factors import relative_error
+from penjing.architecture.swap import Activation, ConvSwap, Replacement, behind, chain, like
 from penjing.errors import SettingError
 from penjing.graph import Network
 
@@ -83,4 +84,4 @@ class SeparableConvs(ConvSwap):
         layers = separable(conv, norm=self.norm, activation=self.activation)
         depthwise, pointwise = layers["depthwise"].weight, layers["pointwise"].weight
         product: Any = depthwise.transpose(0, 1) * pointwise  # type: ignore[operator]
-        return Replacement(layers, chain(layers), relative_error(conv.weight, product))
+        return Replacement(layers, chain(layers), relative_error(conv.weight, product) ** 2)

@@ -4,13 +4,14 @@ What takes a convolution's place is a `Replacement`: layers, how they connect, a
 from the old ones. Nothing that does not save parameters or multiply-accumulates is swapped in.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Network, Node, channel_groups, node_shapes, permute_channels, replace_by_nodes, select
@@ -45,13 +46,6 @@ def chain(layers: Mapping[str, nn.Module]) -> tuple[Node, ...]:
     """The nodes of layers one after another."""
     names = list(layers)
     return tuple(Node(name, MODULE, (before,), name) for name, before in zip(names, ["", *names[:-1]], strict=True))
-
-
-def relative_error(weight: Tensor, approximation: Tensor) -> float:
-    """|W - W'|^2 / |W|^2."""
-    old, new = weight.detach().double(), approximation.detach().double()
-    total = float(old.square().sum())
-    return float((old - new).square().sum()) / total if total else 0.0
 
 
 def like(conv: nn.Conv2d, inputs: int, outputs: int, *, groups: int = 1, bias: bool) -> nn.Conv2d:
@@ -136,7 +130,7 @@ class ConvSwap(Stage):
         for path in chosen:
             network, found = self._put(network, path, made[path], sizes)
             swapped[path] = {
-                "relative error of the weights": round(found.error, 4),
+                "relative error of the weight": round(math.sqrt(found.error), 4),
                 "parameters saved": saved[path][0],
                 "MACs saved": saved[path][1],
             }
