@@ -51,7 +51,7 @@ SWAPS = ("separable-convs", "grouped-convs", "fire-modules", "ghost-modules")
 
 REFUSED = {
     **{
-        (first, second): "its weight has a representation; separate before that"
+        (first, second): "its weight has a representation; swap it before that"
         for first in REPRESENTED
         for second in SWAPS
     },

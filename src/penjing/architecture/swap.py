@@ -200,7 +200,7 @@ def reason_to_stay(network: Network, path: str) -> str | None:
     if kind_of(layer) != "Conv2d" or not isinstance(layer, nn.Conv2d):
         return "not a convolution"
     if hasattr(layer, "parametrizations"):
-        return "its weight has a representation; separate before that"
+        return "its weight has a representation; swap it before that"
     if sum(node.path == path for node in network.nodes if node.op == MODULE) > 1:
         return "it is called several times"
     if layer.groups > 1:

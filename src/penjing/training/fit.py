@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +28,7 @@ from penjing.training.seeding import derive_seed, seed_everything, seed_loader
 from penjing.training.task import Batch, Task, explained
 
 SAVE_EVERY_SECONDS = 10.0
+_SAID: WeakKeyDictionary[Reporter, set[str]] = WeakKeyDictionary()
 
 
 class Schedule(Settings):
@@ -129,8 +131,11 @@ class Fit:
         self._learners: list[Tensor] = []
 
     def say(self, text: str) -> None:
-        """Tell the user something that is worth knowing once."""
-        self._reporter.say(f"  [yellow]note[/yellow] {text}")
+        """Tell the user something that is worth knowing once in a run."""
+        said = _SAID.setdefault(self._reporter, set())
+        if text not in said:
+            said.add(text)
+            self._reporter.say(f"  [yellow]note[/yellow] {text}")
 
     def look_at(self, names: Iterable[str]) -> None:
         """Ask for what layers of the network give: from now on `features` holds it after every `forward`, by name."""
