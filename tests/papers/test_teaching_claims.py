@@ -33,7 +33,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "deep_epochs": 1,
         "epochs": 2,
         "fixed_epoch": 1,
-        "widths": (4, 4),
         "hidden": 20,
         "bottleneck": 4,
         "timings": 1,
@@ -49,7 +48,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "hint": "block0",
     },
     "teacher-assistant": {"depths": (4, 6), "teacher_epochs": 1, "epochs": 1},
-    "ensemble-distillation": {"members": 2, "epochs": 1, "widths": (4, 4)},
+    "ensemble-distillation": {"members": 2, "epochs": 1, "student_epochs": 1, "widths": (4, 4)},
     "weight-averaging": {"epochs": 2, "averaged": 1},
 }
 
