@@ -17,7 +17,7 @@ def shallow_net(
     """One hidden layer with ReLU; with a bottleneck its matrix W (H x D) is U (H x k) V (k x D), without anything in between.
 
     It computes what some network without a bottleneck computes, whose matrix has at most rank k: only training is different,
-    and the number of multiply-accumulates.
+    and the number of multiply-accumulates. V is drawn with variance 1 / D, so that hidden units begin as they do without it.
 
     Args:
         inputs: D, numbers of a sample, of whatever shape.
@@ -34,6 +34,7 @@ def shallow_net(
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     if bottleneck is not None:
         layers["bottleneck"] = nn.Linear(inputs, bottleneck, bias=False)
+        nn.init.normal_(layers["bottleneck"].weight, std=inputs**-0.5)
     layers["hidden"] = nn.Linear(bottleneck or inputs, hidden)
     layers["relu"] = nn.ReLU()
     layers["out"] = nn.Linear(hidden, classes)

@@ -127,7 +127,7 @@ def checks(settings: Experiment) -> tuple[Check, ...]:
 
 def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
     """Accuracies, and how much of the gain each student keeps."""
-    accuracy, share = "test accuracy (%)", "of the ensemble's gain kept (%)"
+    accuracy, share = "test accuracy (%)", "share of the gain kept (%)"
     rows, kept = [], []
     for own in found.values():
         single = _single(own, settings)
