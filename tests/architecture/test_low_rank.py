@@ -406,7 +406,7 @@ def test_samples_to_choose_by_and_to_check_are_not_the_same(network: Network, ta
         ({"energy": 0.0}, "energy: it must be greater than 0"),
         ({"energy": 1.1}, "energy: it must be at most 1"),
         ({"latency": 1.5}, "latency: it must be at most 1"),
-        ({"max_parameters": 0}, "max_parameters: it must be greater than 0"),
+        ({"max_parameters": 0}, "max_parameters: must be a positive count"),
         ({"method": "qr"}, "method: input should be 'auto'"),
         ({"rank": "best"}, "rank: input should be 'evidence'"),
     ],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from penjing.architecture.factors import relative_error
@@ -29,6 +29,7 @@ from penjing.sensitivity import input_covariances
 from penjing.shapes import Json
 from penjing.training import Batch, Stage, Workbench
 from penjing.training.seeding import derive_seed
+from penjing.units import parse_count
 
 Method = Literal["auto", "svd", "channel", "tucker", "cp", "spatial"]
 _RULES = ("energy", "rank", "max_parameters", "max_macs", "latency", "ranks")
@@ -178,6 +179,11 @@ class LowRank(Stage):
         ge=0,
         description="training samples whose activations weigh the errors, as many others check them; 0: weights alone count",
     )
+
+    @field_validator("max_parameters", "max_macs", mode="before")
+    @classmethod
+    def _count(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value is None else parse_count(value, f"{cls.label}: {info.field_name}")
 
     @model_validator(mode="after")
     def _one(self) -> Self:

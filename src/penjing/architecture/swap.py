@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
 from penjing.errors import SettingError, SurgeryError
@@ -81,8 +81,8 @@ class ConvSwap(Stage):
 
     @field_validator("max_parameters", "max_macs", mode="before")
     @classmethod
-    def _count(cls, value: Any) -> Any:
-        return None if value is None else parse_count(value, cls.label)
+    def _count(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value is None else parse_count(value, f"{cls.label}: {info.field_name}")
 
     @abstractmethod
     def replacement(self, conv: nn.Conv2d, places: tuple[int, int], *, ordered: bool = False) -> Replacement:
