@@ -39,6 +39,15 @@ def test_as_wide_as_the_input_the_bottleneck_takes_nothing_away() -> None:
     torch.testing.assert_close(thin(x), full(x))
 
 
+def test_hidden_units_begin_with_and_without_a_bottleneck_alike() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 300)
+    spreads = []
+    for model in (shallow_net(300, 500), shallow_net(300, 500, 200)):
+        spreads.append(float(model[:-2](x).detach().std()))  # before the ReLU
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.05)
+
+
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(SettingError, match="bottleneck must be at least 1, got 0"):
         shallow_net(bottleneck=0)

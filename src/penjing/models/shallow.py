@@ -33,8 +33,8 @@ def shallow_net(
             raise SettingError(f"shallow_net: {name} must be at least 1, got {size}.")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     if bottleneck is not None:
-        layers["bottleneck"] = nn.Linear(inputs, bottleneck, bias=False)
-        nn.init.normal_(layers["bottleneck"].weight, std=inputs**-0.5)
+        layers["bottleneck"] = first = nn.Linear(inputs, bottleneck, bias=False)
+        nn.init.normal_(first.weight, std=inputs**-0.5)
     layers["hidden"] = nn.Linear(bottleneck or inputs, hidden)
     layers["relu"] = nn.ReLU()
     layers["out"] = nn.Linear(hidden, classes)

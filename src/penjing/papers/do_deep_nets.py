@@ -15,12 +15,12 @@ from penjing.papers.pictures import curves, dots, side_by_side
 from penjing.settings import Settings
 from penjing.training import LearnFromLabels, LearnFromTeacher, Part, Schedule, Task, Teacher
 
-HARD, SINGLE, ENSEMBLE, THIN, SPEED = (
+HARD, SINGLE, ENSEMBLE, THIN, SLOW = (
     "labels",
     "logits of one",
     "logits of all",
     "logits of all, bottleneck",
-    "speed",
+    "gradient descent",
 )
 
 
@@ -34,17 +34,17 @@ class Experiment(Settings):
     deep_epochs: int = 8
     deep_lr: float = 1e-3
     hidden: int = Field(default=2000, description="units of the hidden layer")
-    bottleneck: int = Field(default=100, le=200, description="linear units before it")
+    bottleneck: int = Field(default=180, le=200, description="linear units before it")
     epochs: int = Field(default=25, description="of the shallow networks")
     lr: float = 1e-3
     batch_size: int = 128
-    fixed_epoch: int = Field(default=3, description="after which training losses are compared")
-    timings: int = Field(default=3, description="epochs of each kind whose time is taken, by turns")
+    slow_lr: float = Field(default=1e-4, description="of the gradient descent whose losses and times are compared")
+    slow_epochs: int = Field(default=3, description="after which they are")
 
 
 def arms(settings: Experiment) -> tuple[str, ...]:
-    """The convolutional networks; the shallow one from labels, from logits of one and of all; with a bottleneck; times."""
-    return (*(_deep(k) for k in range(settings.members)), HARD, SINGLE, ENSEMBLE, THIN, SPEED)
+    """The convolutional networks; the shallow one from labels, of one's logits, of all's; with a bottleneck; losses, times."""
+    return (*(_deep(k) for k in range(settings.members)), HARD, SINGLE, ENSEMBLE, THIN, SLOW)
 
 
 def _deep(number: int) -> str:
@@ -65,8 +65,8 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
         laboratory.train(network, task, Schedule(epochs=settings.deep_epochs, lr=settings.deep_lr))
         laboratory.leave(arm, cloned(network.state_dict()))
         return _found(laboratory, network, task)
-    if arm == SPEED:
-        return _speeds(laboratory, task, settings)
+    if arm == SLOW:
+        return _descents(laboratory, task, settings)
     network = _shallow(laboratory, task, settings, settings.bottleneck if arm == THIN else None)
     parts: list[Part] = [LearnFromLabels()] if arm == HARD else [_logits(laboratory, task, settings, arm)]
     history = laboratory.train(network, task, Schedule(epochs=settings.epochs, lr=settings.lr), parts)
@@ -88,15 +88,19 @@ def _logits(laboratory: Laboratory, task: Task, settings: Experiment, arm: str) 
     return LearnFromTeacher(Teacher(*networks, agree="logits", folder=folder), match="logits")
 
 
-def _speeds(laboratory: Laboratory, task: Task, settings: Experiment) -> Figures:
-    """Seconds of an epoch with and without the bottleneck, taken by turns; the teachers' answers are there already."""
-    found: dict[str, list[float]] = {ENSEMBLE: [], THIN: []}
-    for _ in range(settings.timings):
-        for arm, bottleneck in ((ENSEMBLE, None), (THIN, settings.bottleneck)):
-            network = _shallow(laboratory, task, settings, bottleneck)
-            part = _logits(laboratory, task, settings, arm)
-            found[arm] += laboratory.train(network, task, Schedule(epochs=1, lr=settings.lr), [part]).seconds
-    return {f"seconds, {arm}": times for arm, times in found.items()}
+def _descents(laboratory: Laboratory, task: Task, settings: Experiment) -> Figures:
+    """Losses and seconds of epochs with and without the bottleneck, by turns; the teachers' answers are there already."""
+    schedule = Schedule(epochs=1, lr=settings.slow_lr, optimizer="sgd", decay="constant", warmup=0.0)
+    widths = {ENSEMBLE: None, THIN: settings.bottleneck}
+    networks = {arm: _shallow(laboratory, task, settings, width) for arm, width in widths.items()}
+    parts = [_logits(laboratory, task, settings, ENSEMBLE)]
+    found: dict[str, list[float]] = {f"{what}, {arm}": [] for what in ("losses", "seconds") for arm in networks}
+    for epoch in range(settings.slow_epochs):
+        for arm, network in networks.items():
+            history = laboratory.train(network, task, schedule, parts, name=f"{epoch}")
+            found[f"losses, {arm}"] += history.losses
+            found[f"seconds, {arm}"] += history.seconds
+    return dict(found)
 
 
 def _found(laboratory: Laboratory, network: Network, task: Task) -> Figures:
@@ -107,13 +111,19 @@ def _found(laboratory: Laboratory, network: Network, task: Task) -> Figures:
 
 
 def _faster(found: Arms) -> float:
-    times = found[SPEED]
+    """How many times the bottleneck is faster, by the median epochs."""
+    times = found[SLOW]
     return statistics.median(times[f"seconds, {ENSEMBLE}"]) / statistics.median(times[f"seconds, {THIN}"])
+
+
+def _less(found: Arms) -> float:
+    """By how many percent the last of the training losses is less with the bottleneck."""
+    losses = found[SLOW]
+    return 100 * (1 - losses[f"losses, {THIN}"][-1] / losses[f"losses, {ENSEMBLE}"][-1])
 
 
 def checks(settings: Experiment) -> tuple[Check, ...]:
     """Errors by what is learned, and what the bottleneck costs and gives."""
-    after = settings.fixed_epoch - 1
     return (
         Check(
             "learning the mean logits of the ensemble, the shallow network has at least 10 % fewer errors than learning labels",
@@ -148,9 +158,9 @@ def checks(settings: Experiment) -> tuple[Check, ...]:
             -0.5,
         ),
         Check(
-            f"after {settings.fixed_epoch} epochs its training loss is lower than without it",
+            f"after {settings.slow_epochs} epochs of gradient descent at a small rate its training loss is lower",
             "section 2.3: it learns faster, in fewer epochs",
-            lambda arms: 100 * (1 - arms[THIN]["losses"][after] / arms[ENSEMBLE]["losses"][after]),
+            _less,
             unit="%",
         ),
     )
@@ -170,10 +180,11 @@ def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
     ]
     rows += [{"arm": name, wrong: own[arm]["error"]} for own in found.values() for arm, name in names.items()]
     steps = [
-        {"arm": "bottleneck" if arm == THIN else "none", "epoch": epoch, loss: value}
+        {"arm": f"{way}, {'bottleneck' if arm == THIN else 'none'}", "epoch": epoch, loss: value}
         for own in found.values()
         for arm in (ENSEMBLE, THIN)
-        for epoch, value in enumerate(own[arm]["losses"], 1)
+        for way, losses in (("Adam", own[arm]["losses"]), ("gradient descent", own[SLOW][f"losses, {arm}"]))
+        for epoch, value in enumerate(losses, 1)
     ]
     return side_by_side(
         dots(rows, wrong, title="MNIST", order=["deep, alone", *names.values()]),
@@ -189,11 +200,12 @@ CLAIM = Claim(
     "more so the better they are. A narrow linear layer before the hidden one makes it small and fast to train.",
     scaled="MNIST instead of TIMIT and CIFAR-10: 2,000 hidden units, 3 networks LeNet-5, 20,000 images, each in 8 "
     "versions in place of unlabeled data, the same for labels and logits. Logits are not brought to unit variance; Adam does "
-    "not mind.",
+    "not mind. Its training losses are in the picture; those that are judged, and times, are of gradient descent with momentum "
+    "at a small rate, since the paper's bottleneck is for that.",
     data=("mnist",),
     settings={
         "full": Experiment(),
-        "quick": Experiment(images=5000, versions=2, deep_epochs=4, epochs=6, timings=2),
+        "quick": Experiment(images=5000, versions=2, deep_epochs=4, epochs=6),
     },
     arms=arms,
     measure=measure,
