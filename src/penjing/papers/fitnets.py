@@ -51,7 +51,7 @@ def arms(settings: Experiment) -> tuple[str, ...]:
 def thin_deep(
     widths: Sequence[int], pool_after: Sequence[int], *, channels: int = 1, classes: int = 10
 ) -> nn.Sequential:
-    """Convolutions of 3 x 3 with ReLU and without norms, the mean over places, a linear layer; weights as PyTorch draws them."""
+    """Convolutions of 3 x 3 with ReLU and without norms, the mean over places, a linear layer; PyTorch draws the weights."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, width in enumerate(widths):
         layers[f"conv{number}"] = nn.Conv2d(channels, width, 3, padding=1)
