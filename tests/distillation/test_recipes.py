@@ -142,3 +142,16 @@ def test_a_teachers_file_is_looked_at_before_anything_is_trained(task: Task, tmp
     for name, message in (("missing.pj", "cannot be read"), ("wrong.pj", r"wrong\.pj")):
         with pytest.raises(pj.PenjingError, match=message):
             pj.compress(cnn(), task, [{"train": {"epochs": 10**6}}, {"distill": {"teacher": str(tmp_path / name)}}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"match": "logits"}, "only layers are looked at here, so match says nothing"),
+        ({"temperature": 4}, "so temperature says nothing"),
+        ({"teacher": ["a", "b"]}, "the layers are one teacher's, got 2 teachers"),
+    ],
+)
+def test_the_hint_stage_ignores_nothing_that_is_said(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        read_stage({"hint": {"layers": {"block0": "block0"}, **settings}})

@@ -32,7 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "do-deep-nets": {
         "deep_epochs": 1,
-        "epochs": 2,
+        "epochs": 3,
         "slow_epochs": 1,
         "hidden": 20,
         "bottleneck": 4,

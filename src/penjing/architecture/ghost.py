@@ -15,9 +15,9 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from penjing.architecture.swap import ConvSwap, Replacement, behind, chain, like
+from penjing.architecture.swap import ConvSwap, Replacement, behind, like
 from penjing.errors import SettingError
-from penjing.graph import Node
+from penjing.graph import Node, chain
 from penjing.graph.network import MODULE
 
 

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from penjing.architecture.swap import ConvSwap, Replacement, behind, chain, like
+from penjing.architecture.swap import ConvSwap, Replacement, behind, like
 from penjing.errors import SettingError
-from penjing.graph import Node
+from penjing.graph import Node, chain
 from penjing.graph.network import MODULE
 
 

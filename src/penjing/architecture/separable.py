@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from penjing.architecture.factors import relative_error
-from penjing.architecture.swap import Activation, ConvSwap, Replacement, behind, chain, like
+from penjing.architecture.swap import Activation, ConvSwap, Replacement, behind, like
 from penjing.errors import SettingError
-from penjing.graph import Network
+from penjing.graph import Network, chain
 
 _LEAST_INPUTS = 4
 

@@ -42,12 +42,6 @@ class Replacement:
     order: tuple[int, ...] | None = field(default=None)
 
 
-def chain(layers: Mapping[str, nn.Module]) -> tuple[Node, ...]:
-    """The nodes of layers one after another."""
-    names = list(layers)
-    return tuple(Node(name, MODULE, (before,), name) for name, before in zip(names, ["", *names[:-1]], strict=True))
-
-
 def like(conv: nn.Conv2d, inputs: int, outputs: int, *, groups: int = 1, bias: bool) -> nn.Conv2d:
     """A convolution with another's kernel, stride, padding and dilation, but other channels."""
     same = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}

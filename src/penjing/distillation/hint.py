@@ -6,13 +6,16 @@
 Source: Romero et al. 2015, arXiv:1412.6550, section 2.4, algorithm 1.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from penjing.errors import SettingError
 from penjing.training import BASELINE, AverageEpochs, AverageWeights, Part, TrainedStage, Workbench
 from penjing.training.stage import Hints
 from penjing.training.teaching import LayerMatch, Regressor
+
+_OF_ANSWERS = ("agree", "match", "temperature", "soft", "last_soft", "hints")
 
 
 class Hint(TrainedStage):
@@ -31,6 +34,15 @@ class Hint(TrainedStage):
         default="auto", description="a learned layer between them: auto (if shapes differ), always, never"
     )
     token: Literal["all", "first"] = Field(default="all", description="in transformers: all tokens, or the first only")
+
+    @model_validator(mode="after")
+    def _layers_only(self) -> Self:
+        unused = [key for key in _OF_ANSWERS if key in self.model_fields_set]
+        if unused:
+            raise SettingError(f"hint: only layers are looked at here, so {unused[0]} says nothing; leave it out.")
+        if len(self.teachers) > 1:
+            raise SettingError(f"hint: the layers are one teacher's, got {len(self.teachers)} teachers. Name one.")
+        return self
 
     def parts(self, bench: Workbench) -> list[Part]:
         hints = Hints(layers=self.layers, match=self.compare, regressor=self.regressor, token=self.token)

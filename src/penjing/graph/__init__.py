@@ -8,6 +8,7 @@ from penjing.graph.permute import permute_channels
 from penjing.graph.proof import Proof, provable, prove_removal
 from penjing.graph.select import select
 from penjing.graph.surgery import (
+    chain,
     fold_batch_norms,
     insert_after,
     push_biases,
@@ -29,6 +30,7 @@ __all__ = [
     "Place",
     "Proof",
     "Removal",
+    "chain",
     "channel_groups",
     "features",
     "fold_batch_norms",

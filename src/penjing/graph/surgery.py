@@ -4,7 +4,7 @@ Every function returns a new network and leaves the one it got bit-identical.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,20 +127,13 @@ def replace_node(network: Network, path: str, layers: Mapping[str, nn.Module]) -
     Returns: a network in which `path` is a container of the new layers.
     Raises: TraceError: the layer is not called exactly once.
     """
-    changed = copy.deepcopy(network)
-    old = changed.node_of(path)
-    container = nn.Module()
-    chain: list[Node] = []
-    source = old.inputs[0]
-    for position, (name, layer) in enumerate(layers.items()):
-        container.add_module(name, layer)
-        last = position == len(layers) - 1
-        node_name = old.name if last else changed.fresh_name(f"{old.name}_{name}")
-        chain.append(Node(node_name, MODULE, (source,), f"{path}.{name}"))
-        source = node_name
-    set_module(changed, path, container)
-    changed.nodes = [new for node in network.nodes for new in (chain if node.name == old.name else [node])]
-    return changed.train(network.training)
+    return replace_by_nodes(network, path, layers, chain(layers))
+
+
+def chain(layers: Iterable[str]) -> tuple[Node, ...]:
+    """Nodes that call layers one after another, as `replace_by_nodes` takes them."""
+    names = list(layers)
+    return tuple(Node(name, MODULE, (before,), name) for name, before in zip(names, ["", *names[:-1]], strict=True))
 
 
 def replace_by_nodes(network: Network, path: str, layers: Mapping[str, nn.Module], nodes: Sequence[Node]) -> Network:

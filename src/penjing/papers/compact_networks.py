@@ -19,23 +19,23 @@ from penjing.training import Schedule
 COUNTS, PLAIN, MOBILE, SHUFFLE, GHOST, SQUEEZE = "counts", "plain", "MobileNet", "ShuffleNet", "GhostNet", "SqueezeNet"
 TRAINED = (PLAIN, MOBILE, SHUFFLE, GHOST, SQUEEZE)
 
-SIZES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
-    "SqueezeNet 1.0": (lambda: squeezenet("1.0"), 224, 1_248_424),
-    "SqueezeNet 1.1": (lambda: squeezenet("1.1"), 224, 1_235_496),
-    "MobileNet 1.0": (lambda: mobilenet(1.0), 224, 4_231_976),
-    "MobileNet 0.75": (lambda: mobilenet(0.75), 224, 2_585_560),
-    "MobileNet 0.5": (lambda: mobilenet(0.5), 224, 1_331_592),
-    "MobileNet 0.25": (lambda: mobilenet(0.25), 224, 470_072),
+SIZES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "SqueezeNet 1.0": (lambda: squeezenet("1.0"), 1_248_424),
+    "SqueezeNet 1.1": (lambda: squeezenet("1.1"), 1_235_496),
+    "MobileNet 1.0": (lambda: mobilenet(1.0), 4_231_976),
+    "MobileNet 0.75": (lambda: mobilenet(0.75), 2_585_560),
+    "MobileNet 0.5": (lambda: mobilenet(0.5), 1_331_592),
+    "MobileNet 0.25": (lambda: mobilenet(0.25), 470_072),
     **{
-        f"ShuffleNet 1.0, {g} groups": (lambda g=g: shufflenet(g), 224, n)  # type: ignore[misc]
+        f"ShuffleNet 1.0, {g} groups": (lambda g=g: shufflenet(g), n)  # type: ignore[misc]
         for g, n in ((1, 1_531_936), (2, 1_733_848), (3, 1_865_728), (4, 1_968_344), (8, 2_434_768))
     },
-    "Xception": (xception, 299, 22_855_952),
-    "GhostNet 0.5": (lambda: ghostnet(0.5), 224, 2_587_292),
-    "GhostNet 1.0": (lambda: ghostnet(1.0), 224, 5_182_508),
-    "GhostNet 1.3": (lambda: ghostnet(1.3), 224, 7_358_820),
+    "Xception": (xception, 22_855_952),
+    "GhostNet 0.5": (lambda: ghostnet(0.5), 2_587_292),
+    "GhostNet 1.0": (lambda: ghostnet(1.0), 5_182_508),
+    "GhostNet 1.3": (lambda: ghostnet(1.3), 7_358_820),
 }
-"""By name: the network for ImageNet, the side of its pictures, and its parameters as counted in public implementations."""
+"""By name: the network for ImageNet, and its parameters as counted in public implementations."""
 
 
 class Experiment(Settings):
@@ -86,7 +86,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     """Count, or train one network; accuracy on the test images, in percent."""
     if arm == COUNTS:
         found: Figures = {}
-        for name, (make, _, expected) in SIZES.items():
+        for name, (make, expected) in SIZES.items():
             with torch.device("meta"):
                 found[name] = sum(p.numel() for p in make().parameters()) - expected
         return found

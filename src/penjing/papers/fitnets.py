@@ -32,15 +32,15 @@ class Experiment(Settings):
         default=(1, 5), description="convolutions, counted from 0, before a 2 x 2 maximum"
     )
     epochs: int = Field(default=24, description="of the student in all")
-    hint_epochs: int = Field(default=6, description="of these, those that learn the hint, where there is one")
+    hint_epochs: int = Field(default=5, description="of these, those that learn the hint, where there is one")
     lr: float = 1e-3
     hint_lr: float = 1e-3
     batch_size: int = 64
     temperature: float = 3.0
-    soft: float = Field(default=4.0, description="weight of soft targets at the beginning, 1 for labels")
+    soft: float = Field(default=4.0, description="weight of soft targets at the beginning, 1 for labels; no T^2")
     last_soft: float = Field(default=1.0, description="the same at the end")
-    guided: str = Field(default="relu5", description="the student's layer that learns from the hint")
-    hint: str = Field(default="relu2", description="the teacher's layer that gives it")
+    guided: str = Field(default="relu7", description="the student's layer that learns from the hint")
+    hint: str = Field(default="pool2", description="the teacher's layer that gives it")
 
 
 def arms(settings: Experiment) -> tuple[str, ...]:
@@ -83,7 +83,8 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     parts: list[Part] = [LearnFromLabels()]
     if arm != PLAIN:
         answers = Teacher(teacher, folder=laboratory.folder / "answers" if laboratory.folder else None)
-        parts.append(LearnFromTeacher(answers, settings.temperature, settings.soft, last_weight=settings.last_soft))
+        first, last = (weight / settings.temperature**2 for weight in (settings.soft, settings.last_soft))
+        parts.append(LearnFromTeacher(answers, settings.temperature, first, last_weight=last))
     schedule = Schedule(epochs=epochs, lr=settings.lr)
     history = laboratory.train(student, task, schedule, parts)
     return _found(laboratory, student, task, history.losses) | {"losses of the hint": hints}
@@ -139,7 +140,8 @@ CLAIM = Claim(
     "layer of the teacher gives, and then labels and soft targets, whose weight falls; soft targets alone help less, labels "
     "alone least.",
     scaled="10,000 images of MNIST; a student of 12 convolutions with 8 to 24 filters and ReLU instead of maxout, LeNet-5 as "
-    "teacher; SGD. All students are trained for as many epochs in all, those of the hint counted.",
+    "teacher; Adam, PyTorch's initial weights. All students are trained for as many epochs in all, those of the hint counted. "
+    "With He's initial weights and SGD there was no gain from the hint (validation images, one seed: 97.5, 97.7 and 97.3 %).",
     data=("mnist",),
     settings={
         "full": Experiment(),

@@ -172,5 +172,5 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
-    judges=("penjing.training.averages",),
+    judges=("penjing.training.averages", "penjing.training.fit"),
 )
