@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import penjing as pj
 from penjing.artifact import encode
 from penjing.data import in_memory_loader
-from penjing.errors import SettingError
+from penjing.errors import RunError, SettingError
 from penjing.graph import Network, trace
 from penjing.models import plain_cnn
 from penjing.recipe import read_stage
@@ -155,3 +155,15 @@ def test_a_teachers_file_is_looked_at_before_anything_is_trained(task: Task, tmp
 def test_the_hint_stage_ignores_nothing_that_is_said(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         read_stage({"hint": {"layers": {"block0": "block0"}, **settings}})
+
+
+def test_a_run_does_not_go_on_with_another_teacher_in_the_file(task: Task, tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher.pj", tmp_path / "run"
+    pj.save(trace(cnn(), task.example().args), teacher)
+    stages: list[Any] = [{"distill": {"teacher": str(teacher), "epochs": 0}}]
+    pj.compress(cnn(), task, stages, out=out)
+    pj.compress(cnn(), task, stages, out=out, resume=True)
+    torch.manual_seed(1)
+    pj.save(trace(plain_cnn([8, 8, 8], first_kernel=3, first_stride=1, classes=3), task.example().args), teacher)
+    with pytest.raises(RunError, match=r"cannot go on, this is another run \(teachers was"):
+        pj.compress(cnn(), task, stages, out=out, resume=True)

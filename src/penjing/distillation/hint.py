@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from penjing.errors import SettingError
-from penjing.training import BASELINE, AverageEpochs, AverageWeights, Part, TrainedStage, Workbench
+from penjing.training import BASELINE, Part, TrainedStage, Workbench
 from penjing.training.stage import Hints
 from penjing.training.teaching import LayerMatch, Regressor
 
@@ -46,12 +46,7 @@ class Hint(TrainedStage):
 
     def parts(self, bench: Workbench) -> list[Part]:
         hints = Hints(layers=self.layers, match=self.compare, regressor=self.regressor, token=self.token)
-        found: list[Part] = [hints.part(self.named_teacher(bench))]
-        if self.average is not None:
-            found.append(AverageWeights(self.average))
-        if self.average_epochs is not None:
-            found.append(AverageEpochs(self.average_epochs))
-        return found
+        return [hints.part(self.named_teacher(bench)), *self.averages()]
 
     def apply(self, bench: Workbench) -> None:
         bench.train(self.schedule(), self.parts(bench))

@@ -158,10 +158,8 @@ def compress(
     if not re.fullmatch(NAME_PATTERN, name):
         raise SettingError(f'compress: name must consist of letters, digits, "_", "-" and ".", got "{name}".')
     check_teachers(read)
-    for stage in read:  # a file that is not there should stop a run before hours of training
-        for teacher in getattr(stage, "teachers", ()):
-            if is_file(teacher):
-                open_artifact(teacher).close()
+    for path in _teachers_files(read):  # one that is not there should stop a run before hours of training
+        open_artifact(path).close()
     accelerator = accelerator or new_accelerator()
     if out is not None:
         run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter or Silent(), recipe, speed)
@@ -175,6 +173,11 @@ def compress(
         raise
     weakref.finalize(done, shutil.rmtree, folder, ignore_errors=True)
     return done
+
+
+def _teachers_files(stages: Sequence[Stage]) -> list[str]:
+    """The teachers that are files."""
+    return [name for stage in stages for name in getattr(stage, "teachers", ()) if is_file(name)]
 
 
 def _temporary_folder(accelerator: Accelerator) -> Path:
@@ -325,6 +328,9 @@ class _Running:
             "precision": str(self.accelerator.mixed_precision),
             "device": self.accelerator.device.type,
         }
+        files = _teachers_files(self.stages)
+        if files:
+            identity["teachers"] = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
         if self.speed != "small":
             identity["speed"] = self.speed
         path = self.folder / "run.json"

@@ -276,13 +276,15 @@ class TrainedStage(Stage):
                 found.append(LearnFromLabels(1 - self.soft, last_weight=1 - last))
             if self.hints is not None:
                 found.append(self.hints.part(teacher))
+        return [*found, *self.averages()]
+
+    def averages(self) -> list[Part]:
+        """The average of the weights that is asked for, if any. Raises: SettingError: two at once."""
         if self.average is not None and self.average_epochs is not None:
             raise SettingError(f"{self.where()}: choose average or average_epochs, not both.")
         if self.average is not None:
-            found.append(AverageWeights(self.average))
-        if self.average_epochs is not None:
-            found.append(AverageEpochs(self.average_epochs))
-        return found
+            return [AverageWeights(self.average)]
+        return [AverageEpochs(self.average_epochs)] if self.average_epochs is not None else []
 
     def named_teacher(self, bench: Workbench) -> Teacher:
         """Those to learn from, as one."""
