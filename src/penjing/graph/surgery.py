@@ -6,6 +6,7 @@ Every function returns a new network and leaves the one it got bit-identical.
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def replace_node(network: Network, path: str, layers: Mapping[str, nn.Module]) -
 def chain(layers: Iterable[str]) -> tuple[Node, ...]:
     """Nodes that call layers one after another, as `replace_by_nodes` takes them."""
     names = list(layers)
-    return tuple(Node(name, MODULE, (before,), name) for name, before in zip(names, ["", *names[:-1]], strict=True))
+    return tuple(Node(name, MODULE, (before,), name) for before, name in pairwise(["", *names]))
 
 
 def replace_by_nodes(network: Network, path: str, layers: Mapping[str, nn.Module], nodes: Sequence[Node]) -> Network:
