@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from penjing.artifact.slots import slots
 from penjing.graph import NEVER, Network, Node, insert_after, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
-from penjing.graph.sizes import Size
+from penjing.graph.ops import GATE, PUT, TAKE
+from penjing.graph.sizes import BATCH, Size
 from penjing.quantization import Scheme, quantize_
 from penjing.quantization.cluster import cluster_, cluster_network, cluster_together_
 from penjing.representation import Mask, named_weights, represent_
@@ -133,6 +134,44 @@ def _exits() -> Network:
     return network.eval()
 
 
+def _gates() -> Network:
+    """A block that not every sample needs, one of two ways, and an exit that looks at the entropy."""
+    modules = {
+        "look": nn.Linear(3, 1),
+        "block": nn.Conv2d(3, 3, 3, padding=1),
+        "choose": nn.Linear(3, 2),
+        "near": nn.Conv2d(3, 4, 1),
+        "far": nn.Conv2d(3, 4, 5, padding=2),
+        "exits.0": nn.Linear(3, 4),
+    }
+    mean = {"dims": (2, 3), "keepdim": False}
+    nodes = [
+        Node("x", INPUT),
+        Node("mean", "mean", ("x",), settings=mean),
+        Node("looked", MODULE, ("mean",), "look"),
+        Node("gate", GATE, ("looked",), settings={"column": 0, "rule": "above"}),
+        Node("taken", TAKE, ("x", "gate")),
+        Node("block", MODULE, ("taken",), "block"),
+        Node("put", PUT, ("block", "x", "gate")),
+        Node("mean_1", "mean", ("put",), settings=mean),
+        Node("linear_0", MODULE, ("mean_1",), "exits.0"),
+        Node("exit_0", EXIT, ("linear_0",), settings={"threshold": 0.1, "confidence": "entropy"}),
+        Node("chosen", MODULE, ("mean_1",), "choose"),
+        Node("first", GATE, ("chosen",), settings={"column": 0, "rule": "largest"}),
+        Node("second", GATE, ("chosen",), settings={"column": 1, "rule": "largest"}),
+        Node("to_near", TAKE, ("put", "first")),
+        Node("near", MODULE, ("to_near",), "near"),
+        Node("to_far", TAKE, ("put", "second")),
+        Node("far", MODULE, ("to_far",), "far"),
+        Node("zeros", "full", settings={"shape": (Size((BATCH,)), 4, 8, 8), "value": 0.0, "dtype": 0}),
+        Node("put_near", PUT, ("near", "zeros", "first")),
+        Node("put_far", PUT, ("far", "put_near", "second")),
+        Node("mean_2", "mean", ("put_far",), settings=mean),
+        Node("y", OUTPUT, ("mean_2",)),
+    ]
+    return Network(nodes, modules, [IMAGE]).eval()
+
+
 def _masked(in_head: float = 0.0) -> Network:
     network = _mixed()
     for path, density in (("stem", 0.3), ("twice", 1.0), ("head", in_head)):
@@ -232,6 +271,7 @@ def _odd_tensors() -> Network:
 NETWORKS: dict[str, Callable[[], Network]] = {
     "mixed": _mixed,
     "exits": _exits,
+    "gates": _gates,
     "masked": _masked,
     "clustered, 1 value": _clustered(1),
     "clustered, 8 values": _clustered(8),

@@ -95,7 +95,7 @@ def test_who_leaves_is_not_computed_any_further(network: Network, batch: int) ->
         dynamic.set_thresholds([float(confidence.sort().values[batch // 2])])  # the surer half leaves
         seen: list[int] = []
         hook = dynamic.get_submodule("last").register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-        answers, left = dynamic.route(x)
+        answers, left, _ = dynamic.route(x)
         hook.remove()
         stays = left == 1
         assert sum(seen) == int(stays.sum()) == batch // 2

@@ -11,6 +11,7 @@ After the number of records come the records, each with a code of `CODES`:
     call again          number of a module that was there before; in another network it has the same path
     call as             number of a module that was there before, and another path for it; counts as a module
     exit                threshold
+    exit by             what confidence is, by its position in `CONFIDENCES`, if not the first; threshold
     output              nothing
     formed output       the structure of the answer
     input               name, shape
@@ -43,26 +44,31 @@ from penjing.artifact.values import MAX_SYMBOLS, read_string, read_value, write_
 from penjing.entropy import ByteReader, ByteWriter
 from penjing.errors import ArtifactError, PenjingError, TraceError
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, module_at, tensor_at
-from penjing.graph.ops import DTYPES, OPERATIONS
+from penjing.graph.node import CONFIDENCES
+from penjing.graph.ops import DTYPES, GATE, GATE_RULES, OPERATIONS
 from penjing.graph.sizes import BATCH, FUNCTIONS, Size, resolve
 
-_AGAIN, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT, _ENTRY = (
+_AGAIN, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT, _ENTRY, _EXIT_BY = (
     "call again",
     "call as",
     "typed input",
     "formed output",
     "entry",
+    "exit by",
 )
-_N_FIRST = 22
+_N_FIRST, _N_BEFORE_GATES = 22, list(OPERATIONS).index(GATE)
 CODES = (
     *(MODULE, _AGAIN, EXIT, OUTPUT, INPUT),
     *list(OPERATIONS)[:_N_FIRST],
     *(TENSOR, _ENTRY, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT),
-    *list(OPERATIONS)[_N_FIRST:],
+    *list(OPERATIONS)[_N_FIRST:_N_BEFORE_GATES],
+    _EXIT_BY,
+    *list(OPERATIONS)[_N_BEFORE_GATES:],
 )
 """What a record may be. Their order is the file format: only append."""
 _NUMBER = {code: number for number, code in enumerate(CODES)}
 _PARAMETER, _BUFFER, _KNOWN = range(3)
+_LARGEST = next(iter(CONFIDENCES))
 _TYPE_SETTINGS = ("dtype", "low", "high")
 
 _MAX_NODES, _MAX_NODE_INPUTS, _MAX_MANIFEST = 1 << 14, 4096, 1 << 21
@@ -176,6 +182,10 @@ class _Writer:
             elif node.op == OUTPUT and (node.settings.get("form") is not None or len(distances) > 1):
                 self.start(_FORMED_OUTPUT, distances)
                 write_form(self.to, node.settings.get("form", 0), len(distances))
+            elif node.op == EXIT and node.settings.get("confidence", _LARGEST) != _LARGEST:
+                self.start(_EXIT_BY, distances)
+                self.to.uvarint(list(CONFIDENCES).index(node.settings["confidence"]))
+                write_value(self.to, node.settings["threshold"])
             else:
                 self.start(node.op, distances)
                 names = ("threshold",) if node.op == EXIT else _settings_of(node.op)
@@ -245,10 +255,10 @@ def _settings_of(op: str) -> tuple[str, ...]:
 
 
 def _check_settings(node: Node) -> None:
-    allowed = {EXIT: {"threshold"}, OUTPUT: {"form"}, INPUT: set(_TYPE_SETTINGS)}.get(
+    allowed = {EXIT: {"threshold", "confidence"}, OUTPUT: {"form"}, INPUT: set(_TYPE_SETTINGS)}.get(
         node.op, set(_settings_of(node.op))
     )
-    optional = node.op in (OUTPUT, INPUT)
+    optional = node.op in (OUTPUT, INPUT) or (node.op == EXIT and "threshold" in node.settings)
     if set(node.settings) - allowed or (not optional and allowed - set(node.settings)):
         raise TraceError(
             f'artifact: the node "{node.name}" ({node.op}) must have the settings {", ".join(sorted(allowed)) or "(none)"},'
@@ -341,11 +351,17 @@ class _Reader:
         if code in (MODULE, _AGAIN, _CALL_AS):
             path = self._module(code, draft)
             return Node(path.replace(".", "_") + f"_{position}" if code == MODULE else name, MODULE, path=path)
-        if code == EXIT:
+        if code in (EXIT, _EXIT_BY):
+            kind = self.of.uvarint() if code == _EXIT_BY else 0
             threshold = read_value(self.of)
             if not isinstance(threshold, float):
                 raise ArtifactError("artifact: an exit's threshold is not a number.")
-            return Node(name, EXIT, settings={"threshold": threshold})
+            if kind >= len(CONFIDENCES):
+                raise ArtifactError("artifact: an exit has a confidence that this version of penjing does not know.")
+            settings: dict[str, object] = {"threshold": threshold}
+            return Node(
+                name, EXIT, settings=settings | ({"confidence": list(CONFIDENCES)[kind]} if code == _EXIT_BY else {})
+            )
         if code == OUTPUT:
             return Node(name, OUTPUT)
         if code == _FORMED_OUTPUT:
@@ -353,6 +369,8 @@ class _Reader:
         if code == TENSOR:
             return Node(name, TENSOR, path=self._tensor(draft))
         settings = {key: read_value(self.of, draft.symbols) for key in OPERATIONS[code].settings}
+        if code == GATE and (settings["rule"] not in GATE_RULES or type(settings["column"]) is not int):
+            raise ArtifactError("artifact: the graph has a gate that this version of penjing does not know.")
         dtype = settings.get("dtype", 0)
         if not isinstance(dtype, int) or not 0 <= dtype < len(DTYPES):
             raise ArtifactError("artifact: the graph has a type of tensors that this version of penjing does not know.")

@@ -6,17 +6,15 @@
 A `Network` is an ordinary `nn.Module`: it trains, moves between devices, takes hooks, has the state-dict keys of the
 network it was traced from. Because its structure is data, surgery can edit it and a file can hold it.
 
-An `exit` node makes the computation dynamic. In evaluation a sample whose answer there is confident enough leaves: it
-is taken out of every tensor that is still needed, and what follows is computed for the others only. When nobody is
-left, nothing more is computed. Source: Teerapittayanon et al. 2016 (BranchyNet), arXiv:1709.01686; the confidence is
-that of Huang et al. 2018 (MSDNet), arXiv:1703.09844, section 4.
+Exits and gates make the computation dynamic, see `program`: in evaluation a sample whose answer at an `exit` is sure enough
+leaves, and what lies between a `take` and a `put` is computed for the samples whose `gate` is open. What a sample does not need
+is not computed for it. Source: Teerapittayanon et al. 2016 (BranchyNet), arXiv:1709.01686.
 """
 
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,12 +22,27 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from penjing.errors import DataError, TraceError
+from penjing.errors import DataError, SettingError, TraceError
 from penjing.graph.modules import MODULES, keeps_shape, kind_of
-from penjing.graph.ops import DTYPES, OPERATIONS, apply_operation
-from penjing.graph.sizes import BATCH, Size, has_size, resolve
+from penjing.graph.node import (
+    ALWAYS,
+    EXIT,
+    INPUT,
+    MODULE,
+    NEVER,
+    OUTPUT,
+    TENSOR,
+    ExitOutputs,
+    Node,
+    Outputs,
+    answer_of,
+    module_at,
+    tensor_at,
+)
+from penjing.graph.ops import DTYPES, GATE
+from penjing.graph.program import Router, Routes, Step, Straight, compile_program, evaluated, needed, per_sample
+from penjing.graph.sizes import BATCH, Size, resolve
 
-INPUT, MODULE, TENSOR, EXIT, OUTPUT = "input", "module", "tensor", "exit", "output"
 CONSTANTS = "constants."
 """Where tensors live that forward methods make of literals alone."""
 _HOLDS_PLACES = (
@@ -46,68 +59,45 @@ _HOLDS_PLACES = (
     "index",
 )
 """Operations with constants that may have come from the example's height and width."""
-NEVER = 2.0
-"""An exit threshold that no confidence reaches: the exit is there but nobody leaves."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One step of the computation.
-
-    Attributes:
-        name: unique in the network; by it other nodes refer to this one's result.
-        op: "input", "module", "tensor", "exit", "output", or the name of an operation in `graph.ops.OPERATIONS`.
-        inputs: names of the nodes whose results it takes.
-        path: dotted path of the module that it calls, or of the parameter or buffer that it reads.
-        settings: constants of the operation. For an exit its `threshold`; for an output its `form` where the answer is not one
-            tensor; for an input that is not float32 its `dtype`, and for whole numbers `low` and `high`, between which random
-            ones may be drawn.
-        scope: where it was traced, the path of the user's layer whose forward method computes it. Not part of a file.
-    """
-
-    name: str
-    op: str
-    inputs: tuple[str, ...] = ()
-    path: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    scope: str = field(default="", compare=False)
-
+__all__ = [
+    "ALWAYS",
+    "CONSTANTS",
+    "EXIT",
+    "INPUT",
+    "MODULE",
+    "NEVER",
+    "OUTPUT",
+    "TENSOR",
+    "ExitOutputs",
+    "Network",
+    "Node",
+    "Outputs",
+    "Routes",
+    "module_at",
+    "needed",
+    "node_shapes",
+    "set_module",
+    "set_tensor",
+    "tensor_at",
+    "with_tensors",
+    "without_data",
+    "word_of",
+]
 
 _OWN = (
     "nodes",
     "_nodes",
     "_program",
+    "_routed",
     "_straight",
     "_per_sample",
+    "_exits",
+    "_parts",
     "at_any_places",
     "input_shapes",
     "hints",
     "limits",
 )
-
-
-class Outputs(dict[str, Any]):
-    """Answers by name, as attributes too; what a network returns whose model returns a dictionary or a dataclass."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the network's answers are {', '.join(self)}, not {name}") from None
-
-
-pytree.register_pytree_node(
-    Outputs,
-    lambda outputs: (list(outputs.values()), list(outputs)),
-    lambda values, names: Outputs(zip(names, values, strict=True)),
-    serialized_type_name="penjing.Outputs",
-)
-
-
-class ExitOutputs(tuple[Tensor, ...]):
-    """The answers of all exits, first exit first, final answer last; what a network with exits returns in training."""
-
-    __slots__ = ()
 
 
 class Network(nn.Module):
@@ -137,9 +127,12 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self._nodes: tuple[Node, ...] = ()
-        self._program: list[_Step] = []
-        self._straight: _Straight | None = None
+        self._program: list[Step] = []
+        self._routed: list[Step] = []
+        self._straight: Straight | None = None
         self._per_sample: frozenset[str] = frozenset()
+        self._exits: list[Node] = []
+        self._parts = False
         self.at_any_places = True
         self.input_shapes = tuple(tuple(shape) for shape in input_shapes)
         self.hints = dict(hints or {})
@@ -166,16 +159,28 @@ class Network(nn.Module):
 
     @nodes.setter
     def nodes(self, nodes: Sequence[Node]) -> None:
-        self._program = _compile(nodes)
-        self._straight = _Straight.of(self._program, next(node.name for node in nodes if node.op == INPUT))
+        program = compile_program(nodes)
+        self._exits = [node for node in nodes if node.op == EXIT]
+        self._program = program
+        self._routed = compile_program(evaluated(nodes)) if self._exits else program
+        self._straight = Straight.of(self._routed, next(node.name for node in nodes if node.op == INPUT))
+        self._parts = any(step.node.op in (EXIT, GATE) for step in self._routed)
         self._nodes = tuple(nodes)
-        self._per_sample = _per_sample(nodes)
-        self.at_any_places = not any(node.op in _HOLDS_PLACES or node.op.endswith("_scalar") for node in nodes)
+        self._per_sample = per_sample(nodes)
+        weights = _weights(nodes, self._per_sample)
+        self.at_any_places = not any(
+            node.op in _HOLDS_PLACES or node.op.endswith("_scalar") for node in nodes if node.name not in weights
+        )
 
     @property
     def exits(self) -> list[Node]:
         """The exit nodes, in order."""
-        return [node for node in self._nodes if node.op == EXIT]
+        return list(self._exits)
+
+    @property
+    def gates(self) -> list[Node]:
+        """The gates, in order."""
+        return [node for node in self._nodes if node.op == GATE]
 
     def layers(self) -> dict[str, nn.Module]:
         """The modules that nodes call, by path, in order of first use."""
@@ -219,77 +224,42 @@ class Network(nn.Module):
         """The confidence at which samples leave, one number an exit."""
         return [float(node.settings["threshold"]) for node in self.exits]
 
+    def leave_at(self, exit_at: int) -> None:
+        """From now on every sample leaves at this exit, the number of exits for the final answer; nothing else is computed."""
+        n = len(self._exits)
+        if not 0 <= exit_at <= n:
+            raise SettingError(f"network: it has the answers 0 to {n}, got {exit_at}.")
+        self.set_thresholds([ALWAYS if k == exit_at else NEVER for k in range(n)])
+
     # --- computation -------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        if self._straight is not None and self._straight.program is self._program:
+        if self.training and self._exits:
+            return ExitOutputs(self._run(*self.bind(args, kwargs)))
+        if self._straight is not None and self._straight.program is self._routed:
             alone = len(args) == len(self.input_shapes) == 1 and not (kwargs or self.limits)
             if alone and args[0].shape[1:] == self.input_shapes[0]:
                 return self._straight.run(self, {self._straight.input_name: args[0]})
             return self._straight.run(self, self.bind(args, kwargs)[0])
-        if not any(step.node.op == EXIT for step in self._program):
-            return self._run(*self.bind(args, kwargs))[-1]
-        if self.training:
-            return ExitOutputs(self._run(*self.bind(args, kwargs)))
-        return self.route(*args, **kwargs)[0]
+        if not self.training and self._parts:
+            return self.route(*args, **kwargs).answers
+        return self._run(*self.bind(args, kwargs))[-1]
 
     def all_answers(self, *args: Tensor, **kwargs: Tensor) -> ExitOutputs:
-        """The answers of every exit and the final one for every sample; nobody leaves."""
+        """The answers of every exit and the final one for every sample; nobody leaves, and gates only choose."""
         return ExitOutputs(pytree.tree_leaves(self._run(*self.bind(args, kwargs))))
 
-    def route(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute with samples leaving at their exits.
+    def route(self, *args: Tensor, **kwargs: Tensor) -> Routes:
+        """Compute with every sample on its own way, see `graph.program`, and tell which it was.
 
-        A sample leaves at exit k where max softmax(answer_k) >= threshold_k.
-        Returns: the answers, (batch, ...), and the exit of each sample, (batch,), int64; the number of exits for those
-        that went all the way. The order of the samples is kept.
+        A sample leaves at the first exit k where its confidence >= threshold_k, and is computed between a take and a put only
+        where the gate is open. The order of the samples is kept.
         """
         values, sizes = self.bind(args, kwargs)
-        n = sizes[BATCH]
-        device = next(iter(values.values())).device
-        answer: Tensor | None = None
-        left_at = torch.zeros(n, dtype=torch.int64, device=device)
-        inside: Tensor | None = None  # indices of the samples still computed; None: all of them
-        k = 0
-        for step in self._program:
-            node = step.node
-            if node.op == EXIT:
-                logits = values.pop(node.inputs[0]) if node.inputs[0] in step.drop else values[node.inputs[0]]
-                leaves = logits.softmax(-1).amax(-1) >= node.settings["threshold"]
-                count = int(leaves.sum())
-                if count == len(logits) and inside is None:
-                    return logits, torch.full_like(left_at, k)
-                if count:
-                    who = torch.arange(n, device=device) if inside is None else inside
-                    answer = logits.new_empty(n, *logits.shape[1:]) if answer is None else answer
-                    answer[who[leaves]] = logits[leaves]
-                    left_at[who[leaves]] = k
-                    if count == len(logits):
-                        return answer, left_at
-                    stays = torch.nonzero(~leaves).squeeze(1)
-                    inside = who[stays]
-                    values = {
-                        name: value.index_select(0, stays)
-                        if name in self._per_sample and len(value) == len(logits)
-                        else value
-                        for name in step.live_after
-                        for value in (values[name],)
-                    }
-                    sizes = {**sizes, BATCH: len(stays)}
-                k += 1
-                continue
-            if node.op == OUTPUT:
-                final = values[node.inputs[0]]
-                if inside is None:
-                    return final, torch.full_like(left_at, k)
-                assert answer is not None
-                answer[inside] = final
-                left_at[inside] = k
-                return answer, left_at
-            values[node.name] = step.apply(self, values, sizes, device)
-            for name in step.drop:
-                del values[name]
-        raise TraceError("network: its last node must be an output.")
+        numbers = {node.name: k for k, node in enumerate(self.exits)}
+        end = self._routed[-1].node.name
+        router = Router(self, numbers, numbers.get(end, len(numbers)), self._per_sample)
+        return router.run(self._routed, values, sizes)
 
     def _run(self, values: dict[str, Tensor], sizes: Mapping[str, int]) -> list[Any]:
         answers: list[Any] = []
@@ -304,7 +274,7 @@ class Network(nn.Module):
         for step in self._program:
             node = step.node
             if node.op == OUTPUT:
-                yield node, _answer(node, [values[name] for name in node.inputs])
+                yield node, answer_of(node, [values[name] for name in node.inputs])
             elif node.op == EXIT:
                 yield node, values[node.inputs[0]]
             else:
@@ -313,42 +283,35 @@ class Network(nn.Module):
             for name in step.drop:
                 del values[name]
 
-    @contextlib.contextmanager
-    def watched(self, edges: Mapping[tuple[str, int], Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    def watched(
+        self, edges: Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
+    ) -> contextlib.AbstractContextManager[None]:
         """Within this context, what nodes take goes through functions.
 
         Args:
             edges: by a node's name and the position among its inputs, what becomes of that input there and only there.
         """
-        before = self._program
         by_node: dict[str, dict[int, Callable[[Tensor], Tensor]]] = {}
         for (name, position), function in edges.items():
             by_node.setdefault(name, {})[position] = function
-        self._program = [replace(step, edges=by_node.get(step.node.name)) for step in before]
-        try:
-            yield
-        finally:
-            self._program = before
+        return self._changed(lambda step: replace(step, edges=by_node.get(step.node.name)))
 
-    @contextlib.contextmanager
-    def seen(self, looks: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    def seen(self, looks: Mapping[str, Callable[[Tensor], None]]) -> contextlib.AbstractContextManager[None]:
         """Within this context, functions are shown what nodes give, before anything changes it in place."""
-        before = self._program
-        self._program = [replace(step, look=looks.get(step.node.name)) for step in before]
-        try:
-            yield
-        finally:
-            self._program = before
+        return self._changed(lambda step: replace(step, look=looks.get(step.node.name)))
+
+    def replaced(self, functions: Mapping[str, Callable[..., Tensor]]) -> contextlib.AbstractContextManager[None]:
+        """Within this context, these nodes compute something else of their inputs."""
+        return self._changed(lambda step: replace(step, instead=functions.get(step.node.name)))
 
     @contextlib.contextmanager
-    def replaced(self, functions: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-        """Within this context, these nodes compute something else of their inputs."""
-        before = self._program
-        self._program = [replace(step, instead=functions.get(step.node.name)) for step in before]
+    def _changed(self, change: Callable[[Step], Step]) -> Iterator[None]:
+        before = self._program, self._routed
+        self._program, self._routed = [change(step) for step in before[0]], [change(step) for step in before[1]]
         try:
             yield
         finally:
-            self._program = before
+            self._program, self._routed = before
 
     def in_float64(self) -> "Network":
         """A copy on the CPU that computes in float64 throughout, its casts and the tensors that it creates included."""
@@ -427,7 +390,7 @@ class Network(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_program"] = state["_straight"] = None
+        state["_program"] = state["_routed"] = state["_straight"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -438,183 +401,15 @@ class Network(nn.Module):
         return f"{len(self._nodes)} nodes, {len(self.exits)} exits"
 
 
-def _answer(node: Node, values: Sequence[Tensor]) -> Any:
-    form = node.settings.get("form")
-    return values[0] if form is None else _formed(form, values)
-
-
-def _formed(form: Any, values: Sequence[Tensor]) -> Any:
-    """Put tensors into a structure: an index, None, or (kind, ...) with kind "tuple", "list", or "dict" and its names."""
-    if form is None:
-        return None
-    if isinstance(form, int):
-        return values[form]
-    kind, *parts = form
-    if kind == "dict":
-        return Outputs({name: _formed(part, values) for name, part in zip(parts[::2], parts[1::2], strict=True)})
-    items = [_formed(part, values) for part in parts]
-    return tuple(items) if kind == "tuple" else items
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A node made ready: how to call it, which results nobody needs afterwards; for an exit, which ones somebody does."""
-
-    node: Node
-    module_of: Callable[[nn.Module], Callable[..., Tensor]] | None
-    drop: tuple[str, ...]
-    live_after: tuple[str, ...]
-    has_size: bool
-    edges: Mapping[int, Callable[[Tensor], Tensor]] | None = None
-    instead: Callable[..., Tensor] | None = None
-    look: Callable[[Tensor], None] | None = None
-
-    def apply(
-        self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
-    ) -> Tensor:
-        result = self._result(network, values, sizes, device)
-        if self.look is None:
-            return result
-        self.look(result)
-        return result.clone()  # the next layer may change its input in place
-
-    def _result(
-        self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
-    ) -> Tensor:
-        inputs = tuple(values[name] for name in self.node.inputs)
-        if self.edges:
-            inputs = tuple(self.edges[i](x) if i in self.edges else x for i, x in enumerate(inputs))
-        if self.instead is not None:
-            return self.instead(*inputs)
-        if self.module_of is not None:
-            return self.module_of(network)(*inputs)
-        if self.node.op == TENSOR:
-            return tensor_at(network, self.node.path)
-        settings = self.node.settings
-        if self.has_size:
-            settings = {name: resolve(value, sizes) for name, value in settings.items()}
-        return apply_operation(self.node.op, inputs, settings, device)
-
-
-@dataclass(frozen=True)
-class _Straight:
-    """A program without exits as bare calls: for small networks the way from layer to layer is a good part of the time.
-
-    Attributes:
-        program: what it stands for.
-        input_name: of the first input.
-        calls: where the module lies or what function to call, the names of inputs and result, which results to drop then.
-    """
-
-    program: list[_Step]
-    input_name: str
-    calls: tuple[
-        tuple[tuple[str, ...] | None, Callable[..., Tensor] | None, tuple[str, ...], str, tuple[str, ...]], ...
-    ]
-    output: Node
-
-    @classmethod
-    def of(cls, program: list[_Step], input_name: str) -> "_Straight | None":
-        """None where there are exits, or sizes and devices that are known only when it runs."""
-        calls: list[Any] = []
-        for step in program[:-1]:
-            node = step.node
-            if node.op == MODULE:
-                calls.append((tuple(node.path.split(".")), None, node.inputs, node.name, step.drop))
-            elif node.op in OPERATIONS and not OPERATIONS[node.op].creates and not step.has_size:
-                function = OPERATIONS[node.op].function
-                bare = partial(function, **node.settings) if node.settings else function
-                calls.append((None, bare, node.inputs, node.name, step.drop))
-            else:
-                return None
-        return cls(program, input_name, tuple(calls), program[-1].node)
-
-    def run(self, network: nn.Module, values: dict[str, Tensor]) -> Any:
-        """The answer; `values` starts as the inputs."""
-        for path, function, inputs, name, drop in self.calls:
-            call: Any = function
-            if path is not None:
-                call = network
-                for part in path:
-                    call = call._modules[part]
-            if len(inputs) == 1:
-                values[name] = call(values.pop(inputs[0]) if drop else values[inputs[0]])
-            else:
-                values[name] = call(*[values[source] for source in inputs])
-                for done in drop:
-                    del values[done]
-        return _answer(self.output, [values[name] for name in self.output.inputs])
-
-
-def _compile(nodes: Sequence[Node]) -> list[_Step]:
-    """Check the order and find each result's last use.
-
-    Raises: TraceError: a node before its inputs, with too many or too few of them, a name twice, no input, or no output at
-        the end.
-    """
-    last_use: dict[str, int] = {}
-    known: set[str] = set()
-    for position, node in enumerate(nodes):
-        if node.name in known:
-            raise TraceError(f'network: two nodes are called "{node.name}".')
-        if node.op == OUTPUT and position < len(nodes) - 1:
-            raise TraceError(f'network: the node "{node.name}" is an output, so it must be the last one.')
-        _check_arity(node)
-        for name in node.inputs:
-            if name not in known:
-                raise TraceError(f'network: the node "{node.name}" takes "{name}", which is not computed before it.')
-            last_use[name] = position
-        if node.op != EXIT:  # nobody can take the result of an exit
-            known.add(node.name)
-    if not nodes or nodes[-1].op != OUTPUT or not any(node.op == INPUT for node in nodes):
-        raise TraceError("network: it must have an input and end in an output.")
-    steps: list[_Step] = []
-    live: dict[str, None] = {}
-    for position, node in enumerate(nodes):
-        drop = tuple(name for name in dict.fromkeys(node.inputs) if last_use[name] == position)
-        for name in drop:
-            del live[name]
-        if node.name in last_use:
-            live[node.name] = None
-        if node.op == INPUT:
-            continue
-        module_of = partial(module_at, path=node.path) if node.op == MODULE else None
-        sized = any(has_size(value) for value in node.settings.values())
-        steps.append(_Step(node, module_of, drop, tuple(live) if node.op == EXIT else (), sized))
-    return steps
-
-
-def _per_sample(nodes: Sequence[Node]) -> frozenset[str]:
-    """The nodes whose results depend on the inputs; what parameters and constants give is the same for all samples."""
+def _weights(nodes: Sequence[Node], samples: frozenset[str]) -> set[str]:
+    """The nodes that make weights of convolutions and linear layers out of parameters: they know nothing of places."""
     found: set[str] = set()
-    for node in nodes:
-        if node.op == INPUT or found.intersection(node.inputs):
-            found.add(node.name)
-    return frozenset(found)
-
-
-def needed(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes that an input, an exit or the output is or depends on."""
-    wanted: set[str] = set()
     for node in reversed(nodes):
-        if node.op in (INPUT, EXIT, OUTPUT) or node.name in wanted:
-            wanted.update(node.inputs)
-    return [node for node in nodes if node.op in (INPUT, EXIT, OUTPUT) or node.name in wanted]
-
-
-def _check_arity(node: Node) -> None:
-    expected: int | None
-    if node.op in OPERATIONS:
-        expected = OPERATIONS[node.op].n_inputs
-    elif node.op in (INPUT, MODULE, TENSOR, EXIT, OUTPUT):
-        expected = None if node.op in (MODULE, OUTPUT) else int(node.op == EXIT)
-    else:
-        raise TraceError(f'network: the node "{node.name}" has the unknown operation "{node.op}".')
-    if len(node.inputs) != (expected if expected is not None else max(1, len(node.inputs))):
-        number = "one or more" if expected is None else expected
-        raise TraceError(
-            f'network: the node "{node.name}" ({node.op}) takes {number} inputs, it has {len(node.inputs)}.'
-        )
+        if node.op in ("convolution", "linear"):
+            found.update(name for name in node.inputs[1:] if name not in samples)
+        elif node.name in found:
+            found.update(node.inputs)
+    return found
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -648,28 +443,6 @@ def set_tensor(root: nn.Module, path: str, tensor: Tensor) -> None:
 def word_of(network: nn.Module, node: Node) -> str:
     """What a node does, in lower case: its operation, or the kind of layer that it calls; "" for a layer of no known kind."""
     return (kind_of(module_at(network, node.path)) or "" if node.op == MODULE else node.op).lower()
-
-
-def module_at(root: nn.Module, path: str) -> nn.Module:
-    """The module at the dotted `path` below `root`. Raises: TraceError: there is none."""
-    found: nn.Module | None = root
-    for name in path.split(".") if path else ():
-        found = found._modules.get(name) if found is not None else None
-    if found is None:
-        raise TraceError(f'network: there is no module "{path}".')
-    return found
-
-
-def tensor_at(root: nn.Module, path: str) -> Tensor:
-    """The parameter or buffer at the dotted `path` below `root`. Raises: TraceError: there is none."""
-    owner_path, _, name = path.rpartition(".")
-    owner = module_at(root, owner_path)
-    found: Any = owner._parameters.get(name)
-    found = owner._buffers.get(name) if found is None else found
-    found = getattr(owner, name, None) if found is None else found  # under a parametrization
-    if not isinstance(found, Tensor):
-        raise TraceError(f'network: there is no parameter or buffer "{path}".')
-    return found
 
 
 def with_tensors(network: Network, convert: Callable[[Tensor], Tensor], memo: dict[int, Any] | None = None) -> Network:

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from penjing.errors import TraceError
 
+GATE, TAKE, PUT = "gate", "take", "put"
+"""What parts samples; see `graph.program`."""
+GATE_RULES = ("above", "largest")
+
 DTYPES = (
     torch.float32,
     torch.float16,
@@ -150,6 +154,28 @@ def fake_quantize(x: Tensor, step: float, zero: int) -> Tensor:
     inside = x.clamp(-zero * step, (255 - zero) * step)
     codes = torch.clamp(torch.round(x.detach() / step) + zero, 0, 255)
     return (codes - zero) * step + (inside - inside.detach())  # the second term is exactly 0
+
+
+def gate(logits: Tensor, column: int, rule: str) -> Tensor:
+    """1 where a gate is open, else 0: (batch,) from (batch, columns), in the type of the logits.
+
+    above: open where the column's logit is above 0, which is a probability above 1/2; largest: where it is the largest of all.
+    The gradient is that of the probability, sigmoid or softmax, as if that had been answered.
+    Sources: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.3; Bengio et al. 2013, arXiv:1308.3432 (straight through).
+    """
+    is_open = logits[:, column] > 0 if rule == "above" else logits.argmax(1) == column
+    hard = is_open.to(logits.dtype)
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return hard
+    soft = torch.sigmoid(logits[:, column]) if rule == "above" else logits.softmax(1)[:, column]
+    return hard + (soft - soft.detach())  # the second term is exactly 0
+
+
+def _put(inside: Tensor, outside: Tensor, is_open: Tensor) -> Tensor:
+    share = is_open.reshape(-1, *[1] * (inside.dim() - 1))
+    if torch.is_grad_enabled() and is_open.requires_grad:
+        return share * inside + (1 - share) * outside
+    return torch.where(share > 0, inside, outside)
 
 
 def _resize(x: Tensor, size: tuple[int, ...], mode: str, align_corners: bool | None) -> Tensor:
@@ -333,6 +359,9 @@ OPERATIONS: dict[str, Operation] = {
     "logsumexp": Operation(lambda x, dims, keepdim: torch.logsumexp(x, dims, keepdim), ("dims", "keepdim")),
     "sign_through": _unary(sign_through),
     "fake_quantize": _unary(fake_quantize, "step", "zero"),
+    GATE: Operation(gate, ("column", "rule")),
+    TAKE: Operation(lambda x, is_open: x, n_inputs=2),
+    PUT: Operation(_put, n_inputs=3),
 }
 
 

@@ -3,7 +3,14 @@
 from penjing.measurement.accuracy import Answers, accuracy, answer, drop, metric_value
 from penjing.measurement.intervals import mean_interval, paired_drop_interval, wilson_interval
 from penjing.measurement.latency import Runtime, Timing, Worker, bench, take_turns, time_exits
-from penjing.measurement.macs import layer_macs, macs_by_node, macs_to_exits, macs_without_exits
+from penjing.measurement.macs import (
+    layer_macs,
+    macs_by_node,
+    macs_of_answers,
+    macs_of_samples,
+    macs_to_exits,
+    macs_without_exits,
+)
 from penjing.measurement.record import (
     SCHEMA_VERSION,
     Accuracy,
@@ -36,6 +43,8 @@ __all__ = [
     "drop",
     "layer_macs",
     "macs_by_node",
+    "macs_of_answers",
+    "macs_of_samples",
     "macs_to_exits",
     "macs_without_exits",
     "mean_interval",

@@ -1,7 +1,7 @@
 """How good a network's answers are, sample by sample, and against another network's on the same samples."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,16 @@ class Answers:
     Attributes:
         logits: (n, ...), as the network answers by itself, float32 on the CPU.
         labels: (n, ...), or a list of n where the batches carry lists; None where there are none.
-        left_at: (n,), at which exit each sample left; None for networks without exits.
-        at_exits: the answers of every exit to every sample, final one last; None likewise.
+        left_at: (n,), at which exit each sample left; None for networks without exits and gates.
+        at_exits: the answers of every exit to every sample, final one last; None for networks without exits.
+        opened: by gate, (n,), whose gate was open.
     """
 
     logits: Tensor
     labels: Any
     left_at: Tensor | None = None
     at_exits: tuple[Tensor, ...] | None = None
+    opened: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -42,19 +44,21 @@ class Answers:
 def answer(network: nn.Module, task: Task, loader: Iterable[Any], *, exits: bool = True) -> Answers:
     """Run a network over a set, in evaluation mode, on the device it is on. Its mode is left as it was."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    dynamic = isinstance(network, Network) and bool(network.exits) and exits
+    dynamic = network if isinstance(network, Network) and exits and (network.exits or network.gates) else None
     training = network.training
     network.eval()
-    logits, labels, left, all_exits = [], [], [], []
+    logits, labels, ways, all_exits = [], [], [], []
     try:
         with torch.no_grad():
             for batch in task.batches(loader, device):
                 with explained(network, batch):
-                    if dynamic:
-                        out, where = network.route(*batch.args, **batch.kwargs)  # type: ignore[operator]
-                        left.append(where.cpu())
-                        every = network.all_answers(*batch.args, **batch.kwargs)  # type: ignore[operator]
-                        all_exits.append([a.float().cpu() for a in every])
+                    if dynamic is not None:
+                        way = dynamic.route(*batch.args, **batch.kwargs)
+                        out = way.answers
+                        ways.append((way.left_at.cpu(), {gate: who.cpu() for gate, who in way.opened.items()}))
+                        if dynamic.exits:
+                            every = dynamic.all_answers(*batch.args, **batch.kwargs)
+                            all_exits.append([a.float().cpu() for a in every])
                     else:
                         out = network(*batch.args, **batch.kwargs)
                 logits.append(out.float().cpu())
@@ -64,9 +68,19 @@ def answer(network: nn.Module, task: Task, loader: Iterable[Any], *, exits: bool
     return Answers(
         torch.cat(logits),
         _joined(labels),
-        torch.cat(left) if dynamic else None,
-        tuple(torch.cat(parts) for parts in zip(*all_exits, strict=True)) if dynamic else None,
+        torch.cat([left_at for left_at, _ in ways]) if ways else None,
+        tuple(torch.cat(parts) for parts in zip(*all_exits, strict=True)) if all_exits else None,
+        _opened(ways),
     )
+
+
+def _opened(ways: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """By gate, whose gate was open; where no sample of a batch came so far, nobody's."""
+    gates = dict.fromkeys(gate for _, opened in ways for gate in opened)
+    return {
+        gate: torch.cat([opened.get(gate, torch.zeros(len(left_at), dtype=torch.bool)) for left_at, opened in ways])
+        for gate in gates
+    }
 
 
 def _joined(labels: list[Any]) -> Any:

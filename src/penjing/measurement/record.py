@@ -53,7 +53,8 @@ class OperatingPoint:
     Attributes:
         name: "exit 0", "exit 1" ... "final" for everybody leaving there; "thresholds" for samples leaving when confident.
         metric: on the set that the record is measured on.
-        macs: mean multiply-accumulates a sample, heads computed on the way included.
+        macs: mean multiply-accumulates a sample of what is computed: where everybody leaves at one exit, only what that one
+            needs.
         latency_ms: one sample, None where it was not measured.
         share: fraction of the samples that leave here under the stored thresholds.
         threshold: the stored one, None for the final answer.

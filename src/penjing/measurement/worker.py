@@ -67,8 +67,10 @@ def _artifact(order: dict[str, Any]) -> _Ready:
     stored_thresholds = network.thresholds
 
     def leave_at(exit_at: int | None) -> None:
-        everybody = [2.0 if k != exit_at else -1.0 for k in range(len(stored_thresholds))]
-        network.set_thresholds(stored_thresholds if exit_at is None else everybody)
+        if exit_at is None:
+            network.set_thresholds(stored_thresholds)
+        else:
+            network.leave_at(exit_at)
 
     generator = torch.Generator().manual_seed(0)
     if order["samples"]:

@@ -25,7 +25,8 @@ from penjing.measurement import (
     answer,
     count_parameters,
     drop,
-    macs_to_exits,
+    macs_of_answers,
+    macs_of_samples,
     macs_without_exits,
     metric_value,
     peak_memory_bytes,
@@ -74,9 +75,9 @@ class Gauge:
         metric = self.task.metric
         value = metric_value(metric, answers.logits, answers.labels)
         parameters, nonzero = count_parameters(network)
-        to_exits = macs_to_exits(network)
-        left = answers.left_at if answers.left_at is not None else torch.zeros(answers.n, dtype=torch.int64)
-        own, baseline, at_exits = self._time(path, len(to_exits) if network.exits else 0)
+        left = answers.left_at if answers.left_at is not None else torch.zeros(1, dtype=torch.int64)
+        macs = macs_of_samples(network, left, answers.opened)
+        own, baseline, at_exits = self._time(path, len(network.exits) + 1 if network.exits else 0)
         layer_bytes: dict[str, int] = {}
         for row in inspect(path):
             layer = row.name.rpartition(".")[0] or row.name if row.shape or row.elements else row.name
@@ -89,7 +90,7 @@ class Gauge:
             drop=None if path == self.baseline else drop(metric, self.baseline_answers(data), answers),
             parameters=parameters,
             nonzero=nonzero,
-            macs=float(torch.tensor(to_exits, dtype=torch.float64)[left].mean()),
+            macs=float(macs.double().mean()),
             macs_full=macs_without_exits(network),
             file_bytes=path.stat().st_size,
             latency_ms=own[0],
@@ -97,17 +98,17 @@ class Gauge:
             peak_memory_bytes=peak_memory_bytes(network),
             resident_bytes=own[1],
             layer_bytes=layer_bytes,
-            operating_points=self._operating_points(network, answers, own[0], at_exits),
+            operating_points=self._operating_points(network, answers, macs, own[0], at_exits),
         )
 
     def _operating_points(
-        self, network: Network, answers: Answers, latency: Latency, at_exits: list[Latency]
+        self, network: Network, answers: Answers, macs: Tensor, latency: Latency, at_exits: list[Latency]
     ) -> list[OperatingPoint]:
         if answers.at_exits is None or answers.left_at is None:
             return []
         metric, labels = self.task.metric, answers.labels
         points = []
-        to_exits = macs_to_exits(network)
+        alone = macs_of_answers(network)
         thresholds: list[float | None] = [*network.thresholds, None]
         for k, logits in enumerate(answers.at_exits):
             final = k == len(answers.at_exits) - 1
@@ -115,13 +116,13 @@ class Gauge:
                 OperatingPoint(
                     "final" if final else f"exit {k}",
                     metric_value(metric, logits, labels),
-                    float(to_exits[k]),
+                    float(alone[k]),
                     at_exits[k],
                     share=float((answers.left_at == k).double().mean()),
                     threshold=thresholds[k],
                 )
             )
-        mean = float(torch.tensor(to_exits, dtype=torch.float64)[answers.left_at].mean())
+        mean = float(macs.double().mean())
         points.append(OperatingPoint("thresholds", metric_value(metric, answers.logits, labels), mean, latency))
         return points
 

@@ -180,6 +180,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "0.2.0-tensors": _types,
     "0.2.0-several": _several,
     "0.2.0-exits": _of_tests("exits"),
+    "0.2.0-gates": _of_tests("gates"),
     "0.2.0-recurrent": _of_tests("recurrent"),
     "0.2.0-odd": _of_tests("odd tensors"),
     "0.2.0-float64": _of_tests("float64"),

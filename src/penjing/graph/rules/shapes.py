@@ -7,7 +7,8 @@ import numpy as np
 
 from penjing.graph.labels import Axis, Labels, Value
 from penjing.graph.network import Node
-from penjing.graph.rules.rule import Axes, Rule, Shape, nothing, opaque, places_locked
+from penjing.graph.ops import PUT, TAKE
+from penjing.graph.rules.rule import Axes, Rule, Shape, elementwise, nothing, opaque, places_locked
 from penjing.graph.sizes import Size
 
 
@@ -286,6 +287,14 @@ def _item(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Valu
     return Value(shape, (None,) * len(shape))
 
 
+def _take(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Value:
+    return Value(shape, inputs[0].axes)
+
+
+def _put(labels: Labels, node: Node, inputs: list[Value], shape: Shape) -> Value:
+    return elementwise(labels, node, inputs[:2], shape)
+
+
 SHAPES: dict[str, Rule] = {
     "reshape": reshape,
     "flatten": reshape,
@@ -296,6 +305,8 @@ SHAPES: dict[str, Rule] = {
     "arange": nothing,
     "item": _item,
     "concat": _concat,
+    TAKE: _take,
+    PUT: _put,
     "slice": _slice,
     "select": _select,
     "roll": _along("dims"),

@@ -1,0 +1,415 @@
+"""Nodes made ready to run: in evaluation only what somebody needs, and each sample only where it has to go.
+
+Two things make a sample's way its own. At an *exit* it leaves when its answer is sure enough. Between a `take` and a `put` it
+is computed only where its *gate* is open:
+
+    x ──┬── take ── convolution ── ReLU ── put ── y        y = inside where the gate is open, else x
+        ├── linear ── gate (to take and put)
+        └──────────────────────────────────┘
+
+Whoever does not go on is taken out of the tensors, so nothing is computed for it; where nobody goes on, nothing at all is
+computed. The order of the samples is kept. In training, and where all answers are asked for, everything is computed for
+everybody and gates choose.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import TraceError
+from penjing.graph.node import (
+    ALWAYS,
+    EXIT,
+    INPUT,
+    MODULE,
+    NEVER,
+    OUTPUT,
+    TENSOR,
+    Node,
+    answer_of,
+    confidence,
+    module_at,
+    tensor_at,
+)
+from penjing.graph.ops import GATE, OPERATIONS, PUT, TAKE, apply_operation
+from penjing.graph.sizes import BATCH, has_size, resolve
+
+
+class Routes(NamedTuple):
+    """What a network answered and which way each sample went.
+
+    Attributes:
+        answers: (batch, ...).
+        left_at: (batch,), int64: the exit at which each sample left; the number of exits for those that went all the way.
+        opened: by gate, (batch,), bool: whose gate was open; False for those that did not come so far.
+    """
+
+    answers: Tensor
+    left_at: Tensor
+    opened: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node made ready.
+
+    Attributes:
+        node: the node.
+        module_of: finds the layer that it calls.
+        drop: results that nobody needs afterwards.
+        live_after: for an exit, the results that somebody does.
+        has_size: its settings have sizes that are known only now.
+        gates: between which takes and puts it lies, outermost first.
+        edges, instead, look: see `Network.watched`, `replaced`, `seen`.
+    """
+
+    node: Node
+    module_of: Callable[[nn.Module], Callable[..., Tensor]] | None
+    drop: tuple[str, ...]
+    live_after: tuple[str, ...]
+    has_size: bool
+    gates: tuple[str, ...] = ()
+    edges: Mapping[int, Callable[[Tensor], Tensor]] | None = None
+    instead: Callable[..., Tensor] | None = None
+    look: Callable[[Tensor], None] | None = None
+
+    def apply(
+        self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
+    ) -> Tensor:
+        """The node's result."""
+        result = self._result(network, values, sizes, device)
+        if self.look is None:
+            return result
+        self.look(result)
+        return result.clone()  # the next layer may change its input in place
+
+    def _result(
+        self, network: nn.Module, values: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
+    ) -> Tensor:
+        inputs = tuple(values[name] for name in self.node.inputs)
+        if self.edges:
+            inputs = tuple(self.edges[i](x) if i in self.edges else x for i, x in enumerate(inputs))
+        if self.instead is not None:
+            return self.instead(*inputs)
+        if self.module_of is not None:
+            return self.module_of(network)(*inputs)
+        if self.node.op == TENSOR:
+            return tensor_at(network, self.node.path)
+        settings = self.node.settings
+        if self.has_size:
+            settings = {name: resolve(value, sizes) for name, value in settings.items()}
+        return apply_operation(self.node.op, inputs, settings, device)
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A program in which all samples go one way, as bare calls: in small networks the way between layers is half of the time.
+
+    Attributes:
+        program: what it stands for.
+        input_name: of the first input.
+        calls: where the module lies or what function to call, the names of inputs and result, which results to drop then.
+        output: what is made of the results in the end.
+    """
+
+    program: list[Step]
+    input_name: str
+    calls: tuple[
+        tuple[tuple[str, ...] | None, Callable[..., Tensor] | None, tuple[str, ...], str, tuple[str, ...]], ...
+    ]
+    output: Node
+
+    @classmethod
+    def of(cls, program: list[Step], input_name: str) -> "Straight | None":
+        """None where samples may part, or where there are sizes and devices that are known only when it runs."""
+        calls: list[Any] = []
+        for step in program[:-1]:
+            node = step.node
+            if step.gates or node.op in (GATE, TAKE, PUT):
+                return None
+            if node.op == MODULE:
+                calls.append((tuple(node.path.split(".")), None, node.inputs, node.name, step.drop))
+            elif node.op in OPERATIONS and not OPERATIONS[node.op].creates and not step.has_size:
+                function = OPERATIONS[node.op].function
+                bare = partial(function, **node.settings) if node.settings else function
+                calls.append((None, bare, node.inputs, node.name, step.drop))
+            else:
+                return None
+        return cls(program, input_name, tuple(calls), program[-1].node)
+
+    def run(self, network: nn.Module, values: dict[str, Tensor]) -> Any:
+        """The answer; `values` starts as the inputs."""
+        for path, function, inputs, name, drop in self.calls:
+            call: Any = function
+            if path is not None:
+                call = network
+                for part in path:
+                    call = call._modules[part]
+            if len(inputs) == 1:
+                values[name] = call(values.pop(inputs[0]) if drop else values[inputs[0]])
+            else:
+                values[name] = call(*[values[source] for source in inputs])
+                for done in drop:
+                    del values[done]
+        return answer_of(self.output, [values[name] for name in self.output.inputs])
+
+
+def compile_program(nodes: Sequence[Node]) -> list[Step]:
+    """Check the order and find each result's last use.
+
+    Raises: TraceError: a node before its inputs, with too many or too few of them, a name twice, no input, or no output at
+        the end; a gate that is none, an exit or the output between a take and its put.
+    """
+    last_use: dict[str, int] = {}
+    known: set[str] = set()
+    for position, node in enumerate(nodes):
+        if node.name in known:
+            raise TraceError(f'network: two nodes are called "{node.name}".')
+        if node.op == OUTPUT and position < len(nodes) - 1:
+            raise TraceError(f'network: the node "{node.name}" is an output, so it must be the last one.')
+        _check_arity(node)
+        for name in node.inputs:
+            if name not in known:
+                raise TraceError(f'network: the node "{node.name}" takes "{name}", which is not computed before it.')
+            last_use[name] = position
+        if node.op != EXIT:  # nobody can take the result of an exit
+            known.add(node.name)
+    if not nodes or nodes[-1].op != OUTPUT or not any(node.op == INPUT for node in nodes):
+        raise TraceError("network: it must have an input and end in an output.")
+    inside = gates_around(nodes)
+    steps: list[Step] = []
+    live: dict[str, None] = {}
+    for position, node in enumerate(nodes):
+        drop = tuple(name for name in dict.fromkeys(node.inputs) if last_use[name] == position)
+        for name in drop:
+            del live[name]
+        if node.name in last_use:
+            live[node.name] = None
+        if node.op == INPUT:
+            continue
+        module_of = partial(module_at, path=node.path) if node.op == MODULE else None
+        sized = any(has_size(value) for value in node.settings.values())
+        live_after = tuple(live) if node.op == EXIT else ()
+        if any(inside[name] for name in live_after):
+            raise TraceError(
+                f'network: the exit "{node.name}" is between a take and its put, where not every sample comes.'
+            )
+        steps.append(Step(node, module_of, drop, live_after, sized, inside[node.name]))
+    return steps
+
+
+def gates_around(nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
+    """By node, the gates between whose take and put it lies, outermost first: it is computed only where all are open.
+
+    Raises: TraceError: a take or a put without a gate, a put whose inside comes from elsewhere, results of two different ways
+        that meet without a put, an exit or the output on a way that not everybody goes.
+    """
+    by_name = {node.name: node for node in nodes}
+    samples = per_sample(nodes)
+    found: dict[str, tuple[str, ...]] = {}
+    for node in nodes:
+        ways = [found[name] for name in node.inputs if name in samples]
+        longest = max(ways, key=len, default=())
+        if node.op in (TAKE, PUT):
+            gate = node.inputs[-1]
+            if by_name[gate].op != GATE:
+                raise TraceError(
+                    f'network: the node "{node.name}" ({node.op}) must have a gate as its last input, it has "{gate}".'
+                )
+            before = found[gate]
+            outside = [found[name] for name in node.inputs[node.op == PUT : -1] if name in samples]
+            if any(way != before for way in outside) or (node.op == PUT and found[node.inputs[0]] != (*before, gate)):
+                raise TraceError(
+                    f'network: the node "{node.name}" puts back what was not taken by the gate "{gate}" there.'
+                    if node.op == PUT
+                    else f'network: the node "{node.name}" takes from other samples than the gate "{gate}" looks at.'
+                )
+            found[node.name] = (*before, gate) if node.op == TAKE else before
+            continue
+        if any(way != longest for way in ways):
+            raise TraceError(
+                f'network: the node "{node.name}" takes results of some samples and of others; take or put them first.'
+            )
+        if longest and node.op in (EXIT, OUTPUT):
+            raise TraceError(f'network: "{node.name}" is between a take and its put, where not every sample comes.')
+        found[node.name] = longest
+    return found
+
+
+def per_sample(nodes: Sequence[Node]) -> frozenset[str]:
+    """The nodes whose results depend on the inputs; what parameters and constants give is the same for all samples."""
+    found: set[str] = set()
+    for node in nodes:
+        if node.op == INPUT or found.intersection(node.inputs):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def needed(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that an input, an exit or the output is or depends on."""
+    wanted: set[str] = set()
+    for node in reversed(nodes):
+        if node.op in (INPUT, EXIT, OUTPUT) or node.name in wanted:
+            wanted.update(node.inputs)
+    return [node for node in nodes if node.op in (INPUT, EXIT, OUTPUT) or node.name in wanted]
+
+
+def evaluated(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes that evaluation has to compute, each as late as possible: right before the first answer that needs it.
+
+    Exits that nobody can reach are not computed. An exit at which everybody leaves is the output.
+    """
+    order = {node.name: position for position, node in enumerate(nodes)}
+    by_name = {node.name: node for node in nodes}
+    done: set[str] = set()
+    found: list[Node] = [node for node in nodes if node.op == INPUT]
+    done.update(node.name for node in found)
+    for answer in nodes:
+        if answer.op not in (EXIT, OUTPUT) or (answer.op == EXIT and answer.settings["threshold"] >= NEVER):
+            continue
+        stack, new = list(answer.inputs), set()
+        while stack:
+            name = stack.pop()
+            if name not in done and name not in new:
+                new.add(name)
+                stack += by_name[name].inputs
+        found += [by_name[name] for name in sorted(new, key=order.__getitem__)]
+        done |= new
+        if answer.op == EXIT and answer.settings["threshold"] <= ALWAYS:
+            found.append(Node(answer.name, OUTPUT, answer.inputs))
+            return found
+        found.append(answer)
+    return found
+
+
+def _check_arity(node: Node) -> None:
+    expected: int | None
+    if node.op in OPERATIONS:
+        expected = OPERATIONS[node.op].n_inputs
+    elif node.op in (INPUT, MODULE, TENSOR, EXIT, OUTPUT):
+        expected = None if node.op in (MODULE, OUTPUT) else int(node.op == EXIT)
+    else:
+        raise TraceError(f'network: the node "{node.name}" has the unknown operation "{node.op}".')
+    if len(node.inputs) != (expected if expected is not None else max(1, len(node.inputs))):
+        number = "one or more" if expected is None else expected
+        raise TraceError(
+            f'network: the node "{node.name}" ({node.op}) takes {number} inputs, it has {len(node.inputs)}.'
+        )
+
+
+class Router:
+    """One batch on its way through a program, each sample where it has to go.
+
+    Args:
+        numbers: by exit, its number among all exits of the network.
+        last: the number of the output, or of the exit that stands for it.
+        samples: the nodes whose results have a row for each sample.
+    """
+
+    def __init__(self, network: nn.Module, numbers: Mapping[str, int], last: int, samples: frozenset[str]) -> None:
+        self._network, self._numbers, self._last, self._samples = network, numbers, last, samples
+
+    def run(self, program: Sequence[Step], values: dict[str, Any], sizes: Mapping[str, int]) -> Routes:
+        """Compute. `values` starts as the inputs."""
+        n = sizes[BATCH]
+        device = next(iter(values.values())).device
+        answers: Tensor | None = None
+        left_at = torch.full((n,), self._last, dtype=torch.int64, device=device)
+        way = _Way(torch.arange(n, device=device), {}, n)
+        for step in program:
+            node = step.node
+            if node.op == EXIT:
+                logits = values[node.inputs[0]]
+                for name in step.drop:
+                    del values[name]
+                leaves = confidence(node, logits) >= node.settings["threshold"]
+                count = int(leaves.sum())
+                if not count:
+                    continue
+                if count == n:
+                    return Routes(logits, left_at.fill_(self._numbers[node.name]), way.opened)
+                leaving = way.going[leaves]
+                answers = logits.new_empty(n, *logits.shape[1:]) if answers is None else answers
+                answers[leaving] = logits[leaves]
+                left_at[leaving] = self._numbers[node.name]
+                if count == len(logits):
+                    return Routes(answers, left_at, way.opened)
+                stays = torch.nonzero(~leaves).squeeze(1)
+                way.going = way.going[stays]
+                values = {
+                    name: values[name].index_select(0, stays)
+                    if name in self._samples and len(values[name]) == len(logits)
+                    else values[name]
+                    for name in step.live_after
+                }
+                sizes = {**sizes, BATCH: len(stays)}
+                continue
+            if node.op == OUTPUT:
+                if answers is None:
+                    return Routes(answer_of(node, [values[name] for name in node.inputs]), left_at, way.opened)
+                answers[way.going] = values[node.inputs[0]]
+                return Routes(answers, left_at, way.opened)
+            if step.gates or node.op in (GATE, TAKE, PUT):
+                values[node.name] = self._gated(step, values, sizes, way, device)
+            else:
+                values[node.name] = step.apply(self._network, values, sizes, device)
+            for name in step.drop:
+                del values[name]
+        raise TraceError("network: its last node must be an output.")
+
+    def _gated(
+        self, step: Step, values: Mapping[str, Any], sizes: Mapping[str, int], way: "_Way", device: torch.device
+    ) -> Tensor | None:
+        """The result of a step on a way that not everybody goes; None where nobody came."""
+        node = step.node
+        inputs = [values[name] for name in node.inputs]
+        if node.op == PUT:
+            inside, outside, gate = inputs
+            if inside is None or outside is None:
+                return outside
+            return inside if len(inside) == len(outside) else outside.index_copy(0, gate.nonzero().squeeze(1), inside)
+        if any(value is None for value in inputs):
+            return None
+        if node.op == TAKE:
+            x, gate = inputs
+            count = int(gate.sum())
+            return x if count == len(gate) else x.index_select(0, gate.nonzero().squeeze(1)) if count else None
+        if step.gates and step.has_size:
+            sizes = {**sizes, BATCH: len(way.rows(step.gates))}
+        found = step.apply(self._network, values, sizes, device)
+        if node.op == GATE:
+            found = found > 0
+            way.note(step, found)
+        return found
+
+
+@dataclass
+class _Way:
+    """Which samples are where.
+
+    Attributes:
+        going: numbers of those that have not left at an exit.
+        opened: see `Routes`.
+        n: how many there were.
+    """
+
+    going: Tensor
+    opened: dict[str, Tensor]
+    n: int
+
+    def rows(self, gates: Sequence[str]) -> Tensor:
+        """The numbers of the samples for which all these gates are open."""
+        found = self.going
+        for gate in gates:
+            found = found[self.opened[gate][found]]
+        return found
+
+    def note(self, step: Step, is_open: Tensor) -> None:
+        """Write down for whom the gate of a step is open."""
+        everybody = torch.zeros(self.n, dtype=torch.bool, device=is_open.device)
+        everybody[self.rows(step.gates)] = is_open
+        self.opened[step.node.name] = everybody
