@@ -13,7 +13,7 @@ everybody and gates choose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -284,6 +284,14 @@ def evaluated(nodes: Sequence[Node]) -> list[Node]:
             return found
         found.append(answer)
     return found
+
+
+def in_order_of_answers(nodes: Sequence[Node]) -> list[Node]:
+    """The same nodes, each right before the first answer that needs it: exits come as early as they can."""
+    reachable = [replace(node, settings={"threshold": 0.0}) if node.op == EXIT else node for node in nodes]
+    order = [node.name for node in evaluated(reachable)]
+    by_name = {node.name: node for node in nodes}
+    return [by_name[name] for name in order]
 
 
 def _check_arity(node: Node) -> None:

@@ -17,7 +17,9 @@ from penjing.errors import SurgeryError, TraceError
 from penjing.graph.groups import Removal
 from penjing.graph.modules import kind_of
 from penjing.graph.network import (
+    EXIT,
     MODULE,
+    NEVER,
     TENSOR,
     Network,
     Node,
@@ -27,6 +29,7 @@ from penjing.graph.network import (
     set_module,
     with_tensors,
 )
+from penjing.graph.program import in_order_of_answers
 
 
 def remove_channels(network: Network, removal: Removal) -> Network:
@@ -185,14 +188,20 @@ def insert_after(network: Network, name: str, nodes: Sequence[Node], layers: Map
 
 
 def with_one_answer(network: Network) -> Network:
-    """A network that answers with one tensor: the only one of its answers, or the one called "logits".
+    """A network that answers with one tensor: the only one of its answers, the one called "logits", or with exits.
 
-    Raises: TraceError: it answers with several tensors, none of them called "logits".
+    A model that answers with a list of tensors of one shape, (batch, classes), as MSDNet and BranchyNet do, becomes a network
+    with exits: the last is the answer, the others are exits that nobody takes yet.
+    Raises: TraceError: it answers with several other tensors, none of them called "logits".
     """
     output = network.nodes[-1]
     form = output.settings.get("form")
     if form is None:
         return network
+    if isinstance(form, tuple) and form[0] in ("tuple", "list") and len(form) > 2:
+        with_exits = _answers_as_exits(network, form[1:])
+        if with_exits is not None:
+            return with_exits
     names = dict(zip(form[1::2], form[2::2], strict=True)) if isinstance(form, tuple) and form[0] == "dict" else {}
     index = 0 if len(output.inputs) == 1 else names.get("logits")
     if not isinstance(index, int):
@@ -208,6 +217,25 @@ def with_one_answer(network: Network) -> Network:
         parent, _, name = path.rpartition(".")
         del module_at(single, parent)._modules[name]
     return single.train(network.training)
+
+
+def _answers_as_exits(network: Network, answers: Sequence[object]) -> Network | None:
+    """The network with all answers but the last as exits; None where they are no logits of the same classes."""
+    shapes = node_shapes(network)
+    output = network.nodes[-1]
+    if not all(isinstance(k, int) for k in answers):
+        return None
+    sources = [output.inputs[k] for k in answers if isinstance(k, int)]
+    if len({shapes[name] for name in sources}) > 1 or len(shapes[sources[0]]) != 2:
+        return None
+    changed = copy.deepcopy(network)
+    exits = [
+        Node(changed.fresh_name(f"exit_{k}"), EXIT, (name,), settings={"threshold": NEVER})
+        for k, name in enumerate(sources[:-1])
+    ]
+    changed.nodes = needed([*network.nodes[:-1], *exits, replace(output, inputs=(sources[-1],), settings={})])
+    changed.nodes = in_order_of_answers(changed.nodes)
+    return changed.train(network.training)
 
 
 def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:

@@ -3,6 +3,7 @@
 from penjing.models.ghostnet import ghostnet
 from penjing.models.lenet import conv_n, glorot_normal_, lenet5, lenet_300_100
 from penjing.models.mobilenet import mobilenet
+from penjing.models.msdnet import msdnet
 from penjing.models.plain_cnn import plain_cnn
 from penjing.models.resnet_cifar import resnet_cifar
 from penjing.models.sentence_encoder import sentence_encoder
@@ -18,6 +19,7 @@ __all__ = [
     "lenet5",
     "lenet_300_100",
     "mobilenet",
+    "msdnet",
     "plain_cnn",
     "resnet_cifar",
     "sentence_encoder",
