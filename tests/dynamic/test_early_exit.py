@@ -4,36 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penjing.dynamic import attach_exits, confidence_threshold, places_for_exits
-from penjing.errors import SettingError, SurgeryError
+from penjing.dynamic import attach_exits, places_for_exits
+from penjing.errors import SurgeryError
 from penjing.graph import Network, trace
 from penjing.measurement import macs_by_node, macs_to_exits, macs_without_exits
-
-
-def saved(threshold: float, confidences: Tensor, macs: list[int], full: int) -> float:
-    """By hand, sample by sample."""
-    work = 0
-    for column in confidences.T.tolist():
-        work += next((macs[k] for k, c in enumerate(column) if c >= threshold), macs[-1])
-    return 1 - work / confidences.shape[1] / full
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("saving", [0.05, 0.2, 0.4])
-def test_the_threshold_is_the_highest_that_saves_enough(seed: int, saving: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    confidences = torch.rand(2, 40, generator=generator)
-    confidences[:, ::5] = 0.75  # equal ones leave together
-    macs, full = [300, 650, 1050], 1000
-    found = confidence_threshold(confidences, macs, full, saving)
-    assert saved(found, confidences, macs, full) >= saving
-    higher = confidences[confidences > found]
-    assert len(higher) and saved(float(higher.min()), confidences, macs, full) < saving
-
-
-def test_a_saving_out_of_reach_says_how_far_one_can_go() -> None:
-    with pytest.raises(SettingError, match=r"saving 80% of the MACs is out of reach.*70% would be saved"):
-        confidence_threshold(torch.rand(1, 9), [300, 1050], 1000, 0.8)
 
 
 class Blocks(nn.Module):

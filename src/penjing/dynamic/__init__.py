@@ -1,8 +1,23 @@
 """Dynamic computation: networks that adjust their own cost."""
 
-from penjing.dynamic.early_exit import EarlyExits, attach_exits, confidence_threshold, places_for_exits
+from penjing.dynamic.anytime import answers_in_time, best_answer
+from penjing.dynamic.calibration import calibrate_exits, temperature
+from penjing.dynamic.early_exit import EarlyExits, attach_exits, places_for_exits
+from penjing.dynamic.thresholds import AtExits, for_drop, for_saving
 from penjing.training import Stage
 
 STAGES: dict[str, type[Stage]] = {stage.label: stage for stage in (EarlyExits,)}
 
-__all__ = ["STAGES", "EarlyExits", "attach_exits", "confidence_threshold", "places_for_exits"]
+__all__ = [
+    "STAGES",
+    "AtExits",
+    "EarlyExits",
+    "answers_in_time",
+    "attach_exits",
+    "best_answer",
+    "calibrate_exits",
+    "for_drop",
+    "for_saving",
+    "places_for_exits",
+    "temperature",
+]

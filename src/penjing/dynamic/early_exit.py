@@ -9,20 +9,24 @@ Sources: Teerapittayanon et al. 2016 (BranchyNet), arXiv:1709.01686; Huang et al
 
 import itertools
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
-import torch
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, field_validator, model_validator
+from torch import nn
 
+from penjing.dynamic.calibration import calibrate_exits, with_temperatures
+from penjing.dynamic.thresholds import AtExits, Thresholds, checked, for_drop, for_saving
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import NEVER, Network, Node, insert_after, node_shapes, select
 from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
 from penjing.graph.ops import OPERATIONS
-from penjing.measurement import answer, macs_by_node, macs_to_exits, macs_without_exits
+from penjing.measurement import answer, macs_by_node
 from penjing.shapes import Json
-from penjing.training import TrainedStage, Workbench
+from penjing.training import Part, TrainedStage, Workbench
+from penjing.training.self_teaching import LearnFromLastAnswer
+from penjing.units import parse_points
 
 
 def attach_exits(network: Network, after: Sequence[str]) -> Network:
@@ -113,61 +117,100 @@ def _ends_a_block(network: Network, node: Node) -> bool:
     return kind is not None and (MODULES[kind].elementwise or "Pool" in kind)
 
 
-def confidence_threshold(confidences: Tensor, macs: Sequence[int], full: int, saving: float) -> float:
-    """The highest common threshold at which at least this share of the work is saved.
+@dataclass(frozen=True)
+class Choice:
+    """How exit thresholds are chosen on the validation set.
 
-    Args:
-        confidences: (exits, n), the largest softmax probability of each sample at each exit.
-        macs: of a sample that leaves at each exit, and last of one that goes all the way.
-        full: MACs of the network without exits, what the saving is measured against.
-        saving: 0 to 1.
-    Returns: a threshold; a sample leaves at the first exit with a confidence at least as high.
-    Raises: SettingError: the saving is out of reach, with the range that is possible.
+    Attributes:
+        saving: share of the MACs to save on average; or
+        max_drop: accuracy that may be lost against the final answer, as a fraction.
+        kind: one threshold for all exits, or one for each, see `for_saving`.
+        calibrate: temperatures first, see `calibrate_exits`.
     """
-    candidates = torch.unique(confidences.float())
-    work = torch.tensor(macs, dtype=torch.float64)
 
-    def saved(threshold: float) -> float:
-        leaves = torch.cat([confidences >= threshold, torch.ones_like(confidences[:1], dtype=torch.bool)])
-        return 1 - float(work[leaves.int().argmax(0)].mean()) / full
+    saving: float | None
+    max_drop: float | None
+    kind: Thresholds
+    calibrate: bool
 
-    low, high = 0, len(candidates) - 1
-    if saved(float(candidates[0])) < saving:
-        raise SettingError(
-            f"early-exits: saving {saving:.0%} of the MACs is out of reach: if every sample left at the first exit, "
-            f"{saved(0.0):.0%} would be saved. Ask for less, or put the exit earlier."
-        )
-    while low < high:  # the saving falls as the threshold rises
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if saved(float(candidates[middle])) >= saving else (low, middle - 1)
-    return float(candidates[low])
+    def apply(self, bench: Workbench) -> None:
+        """Choose the thresholds for the network as it now is and store them in it."""
 
+        def choose() -> Json:
+            network = bench.network.to(bench.accelerator.device)
+            answers = answer(network, bench.task, bench.task.valid)
+            temperatures: list[float] = []
+            if self.calibrate:
+                network, temperatures = calibrate_exits(network, answers)
+                answers = answer(network, bench.task, bench.task.valid)
+            at = AtExits.of(network, answers)
+            if self.max_drop is None:
+                thresholds = for_saving(at, 0.3 if self.saving is None else self.saving, self.kind)
+            else:
+                thresholds = for_drop(at, self.max_drop, self.kind)
+            notes: list[str] = []
+            facts = checked(at, thresholds, notes.append)
+            if all(threshold >= NEVER for threshold in thresholds):
+                notes.append(
+                    "No sample leaves early: every way of leaving loses more accuracy than max_drop, or saves nothing."
+                )
+            return {"thresholds": thresholds, "temperatures": temperatures, "facts": facts, "notes": notes}
 
-def set_thresholds_(bench: Workbench, saving: float) -> None:
-    """Choose the exits' threshold on the validation set and store it in the network."""
-
-    def choose() -> Json:
-        network = bench.network.to(bench.accelerator.device)
-        found = answer(network, bench.task, bench.task.valid)
-        assert found.at_exits is not None
-        confidences = torch.stack([a.softmax(-1).amax(-1) for a in found.at_exits[:-1]])
-        return confidence_threshold(confidences, macs_to_exits(network), macs_without_exits(network), saving)
-
-    threshold = bench.decide("exit-threshold", choose)
-    bench.network.set_thresholds([threshold] * len(bench.network.exits))
-    bench.facts["exit threshold"] = threshold
+        found = bench.decide("exit-thresholds", choose)
+        if found["temperatures"]:
+            bench.network = with_temperatures(bench.network, found["temperatures"])
+            bench.facts["exit temperatures"] = [round(t, 4) for t in found["temperatures"]]
+        bench.network.set_thresholds(found["thresholds"])
+        bench.facts["exit thresholds"] = [round(t, 4) for t in bench.network.thresholds]
+        bench.facts.update(found["facts"])
+        for note in found["notes"]:
+            bench.warn(note)
 
 
 class EarlyExits(TrainedStage):
-    """Attach exits, train all answers together, choose the confidence at which samples leave on the validation set."""
+    """Attach exits, train all answers together, choose the confidence at which samples leave on the validation set.
+
+    A network that has exits already, such as MSDNet, keeps those, unless `after` or `exits` ask for more.
+    """
 
     label: ClassVar[str] = "early-exits"
     needs: ClassVar[tuple[str, ...]] = ("classification", "labels or a teacher")
     after: tuple[str, ...] = Field(default=(), description="layers to put an exit behind; empty: evenly by MACs")
-    exits: int = Field(default=1, ge=1, description="how many, where `after` is empty")
-    saving: float = Field(
-        default=0.3, gt=0, lt=1, description="share of the MACs to save on average, on the validation set"
+    exits: int | None = Field(
+        default=None, ge=1, description="how many, where `after` is empty; none: those that are there, else 1"
     )
+    saving: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the MACs to save on average, on the validation set; none: 0.3"
+    )
+    max_drop: float | None = Field(
+        default=None,
+        description='instead: accuracy that may be lost on the validation set, "0.5 pp"; saves what it can',
+    )
+    thresholds: Thresholds = Field(
+        default="common", description="common: one for all exits; geometric: one for each, shares in proportion to r^k"
+    )
+    confidence: Literal["largest", "margin", "entropy"] = Field(
+        default="largest", description="how sure an answer is: largest probability, margin to the second, 1 - entropy"
+    )
+    calibrate: bool = Field(
+        default=False, description="divide each answer's logits by a temperature fitted on the validation set first"
+    )
+    in_place: float | None = Field(
+        default=None, ge=0, le=1, description="weight of the last answer as the teacher of the exits; none: labels only"
+    )
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _drop(cls, value: Any) -> Any:
+        return parse_points(value, "early-exits: max_drop") if isinstance(value, (int, float, str)) else value
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Self:
+        if self.saving is not None and self.max_drop is not None:
+            raise ValueError("choose saving or max_drop, not both")
+        if self.in_place is not None and self.teacher is not None:
+            raise ValueError("choose a teacher or in_place, not both")
+        return self
 
     def apply(self, bench: Workbench) -> None:
         if not bench.task.is_classification:
@@ -175,16 +218,26 @@ class EarlyExits(TrainedStage):
                 f"{self.label}: confidence needs classification; this task's metric is {bench.task.metric.name}."
             )
         network = bench.network
+        places: list[str] = []
         if self.after:
             paths = select(network.layers().items(), self.after, f"{self.label}: after")
             places = [network.node_of(path).name for path in paths]
-        else:
-            places = places_for_exits(network, self.exits)
-        bench.network = attach_exits(network, places)
-        bench.train(self.schedule(), self.parts(bench))
-        bench.facts["exits after"] = [
-            next(n.path or n.name for n in bench.network.nodes if n.name == place) for place in places
+        elif self.exits is not None or not network.exits:
+            places = places_for_exits(network, self.exits or 1)
+        if places:
+            bench.network = attach_exits(network, places)
+            by_name = {node.name: node for node in bench.network.nodes}
+            bench.facts["exits after"] = [by_name[place].path or place for place in places]
+        bench.network.nodes = [
+            replace(node, settings={**node.settings, "confidence": self.confidence}) if node.op == EXIT else node
+            for node in bench.network.nodes
         ]
-        set_thresholds_(bench, self.saving)
-        saving = self.saving
-        bench.standing["exit thresholds"] = lambda later: set_thresholds_(later, saving)
+        bench.train(self.schedule(), self.parts(bench))
+        choice = Choice(self.saving, self.max_drop, self.thresholds, self.calibrate)
+        choice.apply(bench)
+        bench.standing["exit thresholds"] = choice.apply
+
+    def parts(self, bench: Workbench) -> list[Part]:
+        if self.in_place is None:
+            return super().parts(bench)
+        return [LearnFromLastAnswer(self.in_place, self.temperature), *self.averages()]
