@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     )
     from penjing.data import Versions
     from penjing.distillation import CorrectBiases, Distill, Hint, Student
-    from penjing.dynamic import EarlyExits
+    from penjing.dynamic import EarlyExits, Slimmable, answers_in_time, at_width, best_answer, make_slimmable
     from penjing.errors import PenjingError
-    from penjing.graph import Network, trace
+    from penjing.graph import Network, cut_out, trace
     from penjing.inference import accelerate
     from penjing.measurement import bench
     from penjing.objective import (
@@ -115,8 +115,14 @@ _HOME = {
     "Student": "distillation",
     "CorrectBiases": "distillation",
     "EarlyExits": "dynamic",
+    "Slimmable": "dynamic",
+    "answers_in_time": "dynamic",
+    "at_width": "dynamic",
+    "best_answer": "dynamic",
+    "make_slimmable": "dynamic",
     "PenjingError": "errors",
     "Network": "graph",
+    "cut_out": "graph",
     "trace": "graph",
     "accelerate": "inference",
     "bench": "measurement",
@@ -206,6 +212,7 @@ __all__ = [
     "Run",
     "SensitivityScan",
     "SeparableConvs",
+    "Slimmable",
     "Stage",
     "Student",
     "Supermask",
@@ -217,10 +224,14 @@ __all__ = [
     "Workbench",
     "__version__",
     "accelerate",
+    "answers_in_time",
+    "at_width",
     "attention_transfer_loss",
     "bench",
+    "best_answer",
     "claim_named",
     "compress",
+    "cut_out",
     "decoupled_distillation_loss",
     "dist_loss",
     "factorise",
@@ -231,6 +242,7 @@ __all__ = [
     "load_into",
     "load_networks",
     "logit_regression_loss",
+    "make_slimmable",
     "measure_batch_norms_",
     "open_artifact",
     "pack",

@@ -155,7 +155,7 @@ def _gates() -> Network:
         Node("put", PUT, ("block", "x", "gate")),
         Node("mean_1", "mean", ("put",), settings=mean),
         Node("linear_0", MODULE, ("mean_1",), "exits.0"),
-        Node("exit_0", EXIT, ("linear_0",), settings={"threshold": 0.1, "confidence": "entropy"}),
+        Node("exit_0", EXIT, ("linear_0",), settings={"threshold": 0.1, "confidence": "entropy", "label": "near"}),
         Node("chosen", MODULE, ("mean_1",), "choose"),
         Node("first", GATE, ("chosen",), settings={"column": 0, "rule": "largest"}),
         Node("second", GATE, ("chosen",), settings={"column": 1, "rule": "largest"}),

@@ -11,7 +11,7 @@ After the number of records come the records, each with a code of `CODES`:
     call again          number of a module that was there before; in another network it has the same path
     call as             number of a module that was there before, and another path for it; counts as a module
     exit                threshold
-    exit by             what confidence is, by its position in `CONFIDENCES`, if not the first; threshold
+    exit by             what confidence is, by its position in `CONFIDENCES`; its name, or ""; threshold
     output              nothing
     formed output       the structure of the answer
     input               name, shape
@@ -182,9 +182,10 @@ class _Writer:
             elif node.op == OUTPUT and (node.settings.get("form") is not None or len(distances) > 1):
                 self.start(_FORMED_OUTPUT, distances)
                 write_form(self.to, node.settings.get("form", 0), len(distances))
-            elif node.op == EXIT and node.settings.get("confidence", _LARGEST) != _LARGEST:
+            elif node.op == EXIT and set(node.settings) != {"threshold"}:
                 self.start(_EXIT_BY, distances)
-                self.to.uvarint(list(CONFIDENCES).index(node.settings["confidence"]))
+                self.to.uvarint(list(CONFIDENCES).index(node.settings.get("confidence", _LARGEST)))
+                write_string(self.to, node.settings.get("label", ""))
                 write_value(self.to, node.settings["threshold"])
             else:
                 self.start(node.op, distances)
@@ -255,7 +256,7 @@ def _settings_of(op: str) -> tuple[str, ...]:
 
 
 def _check_settings(node: Node) -> None:
-    allowed = {EXIT: {"threshold", "confidence"}, OUTPUT: {"form"}, INPUT: set(_TYPE_SETTINGS)}.get(
+    allowed = {EXIT: {"threshold", "confidence", "label"}, OUTPUT: {"form"}, INPUT: set(_TYPE_SETTINGS)}.get(
         node.op, set(_settings_of(node.op))
     )
     optional = node.op in (OUTPUT, INPUT) or (node.op == EXIT and "threshold" in node.settings)
@@ -353,15 +354,14 @@ class _Reader:
             return Node(path.replace(".", "_") + f"_{position}" if code == MODULE else name, MODULE, path=path)
         if code in (EXIT, _EXIT_BY):
             kind = self.of.uvarint() if code == _EXIT_BY else 0
+            label = read_string(self.of) if code == _EXIT_BY else ""
             threshold = read_value(self.of)
             if not isinstance(threshold, float):
                 raise ArtifactError("artifact: an exit's threshold is not a number.")
             if kind >= len(CONFIDENCES):
                 raise ArtifactError("artifact: an exit has a confidence that this version of penjing does not know.")
-            settings: dict[str, object] = {"threshold": threshold}
-            return Node(
-                name, EXIT, settings=settings | ({"confidence": list(CONFIDENCES)[kind]} if code == _EXIT_BY else {})
-            )
+            more = {"confidence": list(CONFIDENCES)[kind] if kind else "", "label": label}
+            return Node(name, EXIT, settings={"threshold": threshold} | {key: v for key, v in more.items() if v})
         if code == OUTPUT:
             return Node(name, OUTPUT)
         if code == _FORMED_OUTPUT:

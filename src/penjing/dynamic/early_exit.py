@@ -108,6 +108,12 @@ def places_for_exits(network: Network, n_exits: int) -> list[str]:
     return chosen
 
 
+def _by(node: Node, confidence: str) -> dict[str, object]:
+    """The settings of an exit with another confidence."""
+    rest = {name: value for name, value in node.settings.items() if name != "confidence"}
+    return rest if confidence == "largest" else {**rest, "confidence": confidence}
+
+
 def _ends_a_block(network: Network, node: Node) -> bool:
     if node.op == INPUT:
         return False
@@ -229,7 +235,7 @@ class EarlyExits(TrainedStage):
             by_name = {node.name: node for node in bench.network.nodes}
             bench.facts["exits after"] = [by_name[place].path or place for place in places]
         bench.network.nodes = [
-            replace(node, settings={**node.settings, "confidence": self.confidence}) if node.op == EXIT else node
+            replace(node, settings=_by(node, self.confidence)) if node.op == EXIT else node
             for node in bench.network.nodes
         ]
         bench.train(self.schedule(), self.parts(bench))

@@ -1,5 +1,6 @@
 """What a network is: nodes and modules, how to read one from a user's module, and how to change it soundly."""
 
+from penjing.graph.branch import branch, cut_out, with_layers
 from penjing.graph.features import features, layer_names, layers_like
 from penjing.graph.groups import Group, Grouping, Place, Removal, channel_groups
 from penjing.graph.network import NEVER, ExitOutputs, Network, Node, node_shapes
@@ -30,8 +31,10 @@ __all__ = [
     "Place",
     "Proof",
     "Removal",
+    "branch",
     "chain",
     "channel_groups",
+    "cut_out",
     "features",
     "fold_batch_norms",
     "insert_after",
@@ -49,5 +52,6 @@ __all__ = [
     "select",
     "settled_batch_norms",
     "trace",
+    "with_layers",
     "with_one_answer",
 ]

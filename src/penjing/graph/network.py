@@ -40,7 +40,19 @@ from penjing.graph.node import (
     tensor_at,
 )
 from penjing.graph.ops import DTYPES, GATE
-from penjing.graph.program import Router, Routes, Step, Straight, compile_program, evaluated, needed, per_sample
+from penjing.graph.program import (
+    Constants,
+    Router,
+    Routes,
+    Step,
+    Straight,
+    compile_program,
+    evaluated,
+    needed,
+    per_sample,
+    weights_of,
+    without_constants,
+)
 from penjing.graph.sizes import BATCH, Size, resolve
 
 CONSTANTS = "constants."
@@ -89,6 +101,9 @@ _OWN = (
     "_nodes",
     "_program",
     "_routed",
+    "_rest",
+    "_as_set",
+    "_constants",
     "_straight",
     "_per_sample",
     "_exits",
@@ -129,6 +144,9 @@ class Network(nn.Module):
         self._nodes: tuple[Node, ...] = ()
         self._program: list[Step] = []
         self._routed: list[Step] = []
+        self._rest: list[Step] = []
+        self._as_set: list[Step] = []
+        self._constants: Constants | None = None
         self._straight: Straight | None = None
         self._per_sample: frozenset[str] = frozenset()
         self._exits: list[Node] = []
@@ -163,11 +181,13 @@ class Network(nn.Module):
         self._exits = [node for node in nodes if node.op == EXIT]
         self._program = program
         self._routed = compile_program(evaluated(nodes)) if self._exits else program
-        self._straight = Straight.of(self._routed, next(node.name for node in nodes if node.op == INPUT))
+        self._rest, self._constants = without_constants(self._routed, nodes)
+        self._straight = Straight.of(self._rest, next(node.name for node in nodes if node.op == INPUT))
+        self._as_set = self._routed
         self._parts = any(step.node.op in (EXIT, GATE) for step in self._routed)
         self._nodes = tuple(nodes)
         self._per_sample = per_sample(nodes)
-        weights = _weights(nodes, self._per_sample)
+        weights = weights_of(nodes)
         self.at_any_places = not any(
             node.op in _HOLDS_PLACES or node.op.endswith("_scalar") for node in nodes if node.name not in weights
         )
@@ -224,6 +244,12 @@ class Network(nn.Module):
         """The confidence at which samples leave, one number an exit."""
         return [float(node.settings["threshold"]) for node in self.exits]
 
+    @property
+    def answer_names(self) -> list[str]:
+        """What the answers are called: by their labels, else "exit 0", "exit 1" ... "final"."""
+        names = [str(node.settings.get("label") or f"exit {k}") for k, node in enumerate(self._exits)]
+        return [*names, "width 1" if any(name.startswith("width") for name in names) else "final"]
+
     def leave_at(self, exit_at: int) -> None:
         """From now on every sample leaves at this exit, the number of exits for the final answer; nothing else is computed."""
         n = len(self._exits)
@@ -236,14 +262,21 @@ class Network(nn.Module):
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         if self.training and self._exits:
             return ExitOutputs(self._run(*self.bind(args, kwargs)))
-        if self._straight is not None and self._straight.program is self._routed:
+        if self._straight is not None and (fixed := self._fixed()) is not None:
             alone = len(args) == len(self.input_shapes) == 1 and not (kwargs or self.limits)
             if alone and args[0].shape[1:] == self.input_shapes[0]:
-                return self._straight.run(self, {self._straight.input_name: args[0]})
-            return self._straight.run(self, self.bind(args, kwargs)[0])
+                return self._straight.run(self, {**fixed, self._straight.input_name: args[0]})
+            return self._straight.run(self, {**fixed, **self.bind(args, kwargs)[0]})
         if not self.training and self._parts:
             return self.route(*args, **kwargs).answers
-        return self._run(*self.bind(args, kwargs))[-1]
+        program = self._program if self.training else self._routed
+        return self._run(*self.bind(args, kwargs), program)[-1]
+
+    def _fixed(self) -> dict[str, Tensor] | None:
+        """The constants of what remains of the program without them; None where the whole program has to be run."""
+        if self._routed is not self._as_set:
+            return None
+        return {} if self._constants is None else self._constants.values(self)
 
     def all_answers(self, *args: Tensor, **kwargs: Tensor) -> ExitOutputs:
         """The answers of every exit and the final one for every sample; nobody leaves, and gates only choose."""
@@ -259,19 +292,24 @@ class Network(nn.Module):
         numbers = {node.name: k for k, node in enumerate(self.exits)}
         end = self._routed[-1].node.name
         router = Router(self, numbers, numbers.get(end, len(numbers)), self._per_sample)
-        return router.run(self._routed, values, sizes)
+        fixed = self._fixed()
+        return router.run(self._routed if fixed is None else self._rest, {**(fixed or {}), **values}, sizes)
 
-    def _run(self, values: dict[str, Tensor], sizes: Mapping[str, int]) -> list[Any]:
+    def _run(
+        self, values: dict[str, Tensor], sizes: Mapping[str, int], program: Sequence[Step] | None = None
+    ) -> list[Any]:
         answers: list[Any] = []
-        for node, value in self.steps(values, sizes):
+        for node, value in self.steps(values, sizes, program):
             if node.op in (EXIT, OUTPUT):
                 answers.append(value)
         return answers
 
-    def steps(self, values: dict[str, Tensor], sizes: Mapping[str, int]) -> Iterator[tuple[Node, Any]]:
+    def steps(
+        self, values: dict[str, Tensor], sizes: Mapping[str, int], program: Sequence[Step] | None = None
+    ) -> Iterator[tuple[Node, Any]]:
         """Compute node by node without leaving at exits: each node with its result. `values` starts as the inputs."""
         device = next(iter(values.values())).device
-        for step in self._program:
+        for step in self._program if program is None else program:
             node = step.node
             if node.op == OUTPUT:
                 yield node, answer_of(node, [values[name] for name in node.inputs])
@@ -390,7 +428,8 @@ class Network(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_program"] = state["_routed"] = state["_straight"] = None
+        for name in ("_program", "_routed", "_rest", "_as_set", "_straight", "_constants"):
+            state[name] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -399,17 +438,6 @@ class Network(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self._nodes)} nodes, {len(self.exits)} exits"
-
-
-def _weights(nodes: Sequence[Node], samples: frozenset[str]) -> set[str]:
-    """The nodes that make weights of convolutions and linear layers out of parameters: they know nothing of places."""
-    found: set[str] = set()
-    for node in reversed(nodes):
-        if node.op in ("convolution", "linear"):
-            found.update(name for name in node.inputs[1:] if name not in samples)
-        elif node.name in found:
-            found.update(node.inputs)
-    return found
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:

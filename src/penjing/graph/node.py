@@ -24,9 +24,10 @@ class Node:
         op: "input", "module", "tensor", "exit", "output", or the name of an operation in `graph.ops.OPERATIONS`.
         inputs: names of the nodes whose results it takes.
         path: dotted path of the module that it calls, or of the parameter or buffer that it reads.
-        settings: constants of the operation. For an exit its `threshold`, and `confidence` where that is not the largest
-            probability, see `CONFIDENCES`; for an output its `form` where the answer is not one tensor; for an input that is no
-            float32 its `dtype`, and for whole numbers `low` and `high`, between which random ones may be drawn.
+        settings: constants of the operation. For an exit its `threshold`, `confidence` where that is not the largest
+            probability, see `CONFIDENCES`, and `label` where it has a name, such as "width 0.5"; for an output its `form` where
+            the answer is not one tensor; for an input that is not float32 its `dtype`, and for whole numbers `low` and `high`,
+            between which random ones may be drawn.
         scope: where it was traced, the path of the user's layer whose forward method computes it. Not part of a file.
     """
 

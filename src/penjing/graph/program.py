@@ -158,6 +158,77 @@ class Straight:
         return answer_of(self.output, [values[name] for name in self.output.inputs])
 
 
+class Constants:
+    """Weights that are computed of parameters alone, slices above all: computed once, as long as the parameters stay the same.
+
+    Args:
+        steps: the nodes that compute them, in order.
+        wanted: those of them that the rest of a program reads.
+    """
+
+    def __init__(self, steps: Sequence[Step], wanted: Sequence[str]) -> None:
+        self._steps, self._wanted = tuple(steps), tuple(wanted)
+        self._paths = [step.node.path.rpartition(".") for step in steps if step.node.op == TENSOR]
+        self._state: list[tuple[int, int]] = []
+        self._values: dict[str, Tensor] = {}
+
+    def values(self, network: nn.Module) -> dict[str, Tensor] | None:
+        """The weights by name; None where gradients are wanted or representations stand between: nothing can be kept then."""
+        if torch.is_grad_enabled():
+            return None
+        state = []
+        for owner_path, _, key in self._paths:
+            owner = module_at(network, owner_path)
+            tensor: Tensor | None = owner._parameters.get(key)
+            tensor = owner._buffers.get(key) if tensor is None else tensor
+            if tensor is None or tensor.is_inference():
+                return None
+            state.append((tensor.data_ptr(), tensor._version))
+        if state != self._state:
+            found: dict[str, Tensor] = {}
+            for step in self._steps:
+                found[step.node.name] = step.apply(network, found, {}, torch.device("cpu"))
+            self._values = {name: found[name].detach().contiguous() for name in self._wanted}
+            self._state = state
+        return self._values
+
+
+def without_constants(program: list[Step], nodes: Sequence[Node]) -> tuple[list[Step], Constants | None]:
+    """A program without the steps that compute weights of convolutions and linear layers of parameters alone, and those."""
+    weights = weights_of(nodes)
+    if not weights:
+        return program, None
+    found: dict[str, Step] = {}
+    for step in program:
+        node = step.node
+        if node.name not in weights or step.has_size:
+            continue
+        if node.op == TENSOR or (
+            node.op in OPERATIONS and not OPERATIONS[node.op].creates and all(name in found for name in node.inputs)
+        ):
+            found[node.name] = step
+    if all(step.node.op == TENSOR for step in found.values()):
+        return program, None
+    rest = [step for step in program if step.node.name not in found]
+    read = {name for step in rest for name in step.node.inputs}
+    wanted = [name for name in found if name in read]
+    return rest, Constants(list(found.values()), wanted)
+
+
+def weights_of(nodes: Sequence[Node]) -> set[str]:
+    """The nodes that make weights of convolutions and linear layers out of parameters: they know nothing of places."""
+    if not any(node.op in ("convolution", "linear") for node in nodes):
+        return set()
+    samples = per_sample(nodes)
+    found: set[str] = set()
+    for node in reversed(nodes):
+        if node.op in ("convolution", "linear"):
+            found.update(name for name in node.inputs[1:] if name not in samples)
+        elif node.name in found:
+            found.update(node.inputs)
+    return found
+
+
 def compile_program(nodes: Sequence[Node]) -> list[Step]:
     """Check the order and find each result's last use.
 
@@ -181,6 +252,7 @@ def compile_program(nodes: Sequence[Node]) -> list[Step]:
     if not nodes or nodes[-1].op != OUTPUT or not any(node.op == INPUT for node in nodes):
         raise TraceError("network: it must have an input and end in an output.")
     inside = gates_around(nodes)
+    some_gates = any(inside.values())
     steps: list[Step] = []
     live: dict[str, None] = {}
     for position, node in enumerate(nodes):
@@ -194,7 +266,7 @@ def compile_program(nodes: Sequence[Node]) -> list[Step]:
         module_of = partial(module_at, path=node.path) if node.op == MODULE else None
         sized = any(has_size(value) for value in node.settings.values())
         live_after = tuple(live) if node.op == EXIT else ()
-        if any(inside[name] for name in live_after):
+        if some_gates and any(inside[name] for name in live_after):
             raise TraceError(
                 f'network: the exit "{node.name}" is between a take and its put, where not every sample comes.'
             )
@@ -208,6 +280,8 @@ def gates_around(nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
     Raises: TraceError: a take or a put without a gate, a put whose inside comes from elsewhere, results of two different ways
         that meet without a put, an exit or the output on a way that not everybody goes.
     """
+    if not any(node.op in (TAKE, PUT) for node in nodes):
+        return dict.fromkeys((node.name for node in nodes), ())
     by_name = {node.name: node for node in nodes}
     samples = per_sample(nodes)
     found: dict[str, tuple[str, ...]] = {}
