@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     )
     from penjing.data import Versions
     from penjing.distillation import CorrectBiases, Distill, Hint, Student
-    from penjing.dynamic import EarlyExits, Slimmable, answers_in_time, at_width, best_answer, make_slimmable
+    from penjing.dynamic import (
+        DropBlocks,
+        EarlyExits,
+        RouteChannels,
+        SkipBlocks,
+        Slimmable,
+        answers_in_time,
+        at_width,
+        best_answer,
+        make_slimmable,
+    )
     from penjing.errors import PenjingError
     from penjing.graph import Network, cut_out, trace
     from penjing.inference import accelerate
@@ -116,6 +126,9 @@ _HOME = {
     "CorrectBiases": "distillation",
     "EarlyExits": "dynamic",
     "Slimmable": "dynamic",
+    "SkipBlocks": "dynamic",
+    "DropBlocks": "dynamic",
+    "RouteChannels": "dynamic",
     "answers_in_time": "dynamic",
     "at_width": "dynamic",
     "best_answer": "dynamic",
@@ -183,6 +196,7 @@ __all__ = [
     "Cluster",
     "CorrectBiases",
     "Distill",
+    "DropBlocks",
     "EarlyExits",
     "Evidence",
     "Factorisation",
@@ -209,9 +223,11 @@ __all__ = [
     "Pruned",
     "Quantize",
     "Recipe",
+    "RouteChannels",
     "Run",
     "SensitivityScan",
     "SeparableConvs",
+    "SkipBlocks",
     "Slimmable",
     "Stage",
     "Student",

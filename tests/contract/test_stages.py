@@ -22,6 +22,7 @@ from penjing.training.progress import Silent
 from penjing.training.seeding import derive_seed, seed_everything
 
 SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "lr": 0.01, "noise": 0.01, "energy": 0.5}
+SMALL |= {"rounded": True, "widths": (0.5,)}
 """Settings for a quick test, for the stages that have them."""
 
 NEEDED: dict[str, dict[str, Any]] = {
@@ -64,6 +65,8 @@ REFUSED = {
         ),
         "none of the chosen layers can be replaced",
     ),
+    ("slimmable", "slimmable"): "the network is slimmable already",
+    **{("slimmable", second): "its weight is used in other places too" for second in (*SWAPS, "low-rank")},
     ("cluster", "cluster"): "has a codebook already",
     ("cluster", "quantize"): "has a codebook already",
     ("quantize", "cluster"): "has a grid already",
@@ -102,7 +105,7 @@ REFUSED = {
     },
     **{
         (first, "lottery-ticket"): "before stages that change the network's shape"
-        for first in (*SWAPS, "low-rank", "prune-channels", "early-exits")
+        for first in (*SWAPS, "low-rank", "prune-channels", "early-exits", "slimmable")
     },
     **{
         (first, "low-rank"): "its weight has a representation; factorise before that"

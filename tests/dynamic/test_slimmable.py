@@ -263,7 +263,7 @@ def test_norms_of_each_width_are_measured_on_what_it_computes(small: Network) ->
         ((1.5,), "greater than 0 and at most 1, got 1.5"),
         ((1.0,), "at least one width below 1"),
         ((), "at least one width below 1"),
-        ((0.3,), r"width 0.3 of the 8 channels .* is 2.4, which is not a whole number; take 0.25 or 0.375"),
+        ((0.3,), r"width 0.3 of the 8 channels .* is 2.4, which is not a whole number; take 0.25 .1/4. or 0.375 .3/8."),
     ],
 )
 def test_impossible_widths_are_refused(small: Network, widths: tuple[float, ...], message: str) -> None:

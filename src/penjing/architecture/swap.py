@@ -16,7 +16,7 @@ from torch import nn
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Network, Node, channel_groups, node_shapes, permute_channels, replace_by_nodes, select
 from penjing.graph.modules import kind_of
-from penjing.graph.network import MODULE
+from penjing.graph.network import MODULE, TENSOR
 from penjing.measurement.macs import macs_by_node
 from penjing.shapes import Json
 from penjing.training import Stage, Workbench
@@ -197,6 +197,8 @@ def reason_to_stay(network: Network, path: str) -> str | None:
         return "its weight has a representation; swap it before that"
     if sum(node.path == path for node in network.nodes if node.op == MODULE) > 1:
         return "it is called several times"
+    if any(node.op == TENSOR and node.path.rpartition(".")[0] == path for node in network.nodes):
+        return "its weight is used in other places too"
     if layer.groups > 1:
         return "grouped or depthwise already"
     if max(layer.kernel_size) == 1:

@@ -57,7 +57,7 @@ def narrowing(grouping: Grouping, width: float, *, rounded: bool = False) -> dic
         keep = max(round(wanted), 1)
         if not rounded and abs(wanted - keep) > 1e-6:
             below, above = (Fraction(k, group.n_channels) for k in (int(wanted), int(wanted) + 1))
-            near = " or ".join(str(float(f)) for f in (below, above) if 0 < f <= 1)
+            near = " or ".join(f"{float(f):.4g} ({f.numerator}/{f.denominator})" for f in (below, above) if 0 < f <= 1)
             raise SettingError(
                 f'slimmable: width {width:g} of the {group.n_channels} channels of "{group.name}" is {wanted:.3g}, '
                 f"which is not a whole number; take {near}, or rounded: true."

@@ -293,7 +293,7 @@ class Network(nn.Module):
         end = self._routed[-1].node.name
         router = Router(self, numbers, numbers.get(end, len(numbers)), self._per_sample)
         fixed = self._fixed()
-        return router.run(self._routed if fixed is None else self._rest, {**(fixed or {}), **values}, sizes)
+        return router.run(self._routed if fixed is None else self._rest, values, sizes, fixed)
 
     def _run(
         self, values: dict[str, Tensor], sizes: Mapping[str, int], program: Sequence[Step] | None = None
@@ -333,6 +333,12 @@ class Network(nn.Module):
         for (name, position), function in edges.items():
             by_node.setdefault(name, {})[position] = function
         return self._changed(lambda step: replace(step, edges=by_node.get(step.node.name)))
+
+    def also_watched(
+        self, edges: Mapping[str, Mapping[int, Callable[[Tensor], Tensor]]]
+    ) -> contextlib.AbstractContextManager[None]:
+        """As `watched`, by node, beside what is watched or replaced already."""
+        return self._changed(lambda step: replace(step, edges={**(step.edges or {}), **edges.get(step.node.name, {})}))
 
     def seen(self, looks: Mapping[str, Callable[[Tensor], None]]) -> contextlib.AbstractContextManager[None]:
         """Within this context, functions are shown what nodes give, before anything changes it in place."""

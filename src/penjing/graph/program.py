@@ -395,8 +395,16 @@ class Router:
     def __init__(self, network: nn.Module, numbers: Mapping[str, int], last: int, samples: frozenset[str]) -> None:
         self._network, self._numbers, self._last, self._samples = network, numbers, last, samples
 
-    def run(self, program: Sequence[Step], values: dict[str, Any], sizes: Mapping[str, int]) -> Routes:
-        """Compute. `values` starts as the inputs."""
+    def run(
+        self,
+        program: Sequence[Step],
+        values: dict[str, Any],
+        sizes: Mapping[str, int],
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> Routes:
+        """Compute. `values` starts as the inputs; `fixed` are weights that the program does not compute itself."""
+        fixed = fixed or {}
+        values = {**fixed, **values}
         n = sizes[BATCH]
         device = next(iter(values.values())).device
         answers: Tensor | None = None
@@ -428,6 +436,7 @@ class Router:
                     else values[name]
                     for name in step.live_after
                 }
+                values.update(fixed)
                 sizes = {**sizes, BATCH: len(stays)}
                 continue
             if node.op == OUTPUT:

@@ -1,0 +1,110 @@
+"""What gates do while they learn: choices that are drawn, forced or the best there are, and what they looked at."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penjing.graph import Network, Node
+from penjing.graph.network import OUTPUT
+from penjing.graph.ops import PUT, TAKE
+
+Chooser = Callable[[str, Tensor], Tensor]
+"""Of the node that gives logits and its logits, (batch, columns): 0 or 1 for each column, (batch, columns), or where one of
+several gates is open the number of it, (batch,)."""
+
+
+@dataclass
+class Choices:
+    """What was chosen in one pass, by the node that gave the logits, in order of execution.
+
+    Attributes:
+        logits: (batch, columns).
+        taken: as `Chooser` returns.
+    """
+
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    taken: dict[str, Tensor] = field(default_factory=dict)
+
+    def opened(self) -> Tensor:
+        """Which gates were open, (batch, gates), for gates of their own."""
+        return torch.cat(list(self.taken.values()), 1)
+
+    def log_probabilities(self) -> Tensor:
+        """log pi of each choice, (batch, choices)."""
+        found = []
+        for name, taken in self.taken.items():
+            logits = self.logits[name]
+            if taken.dim() == 2:
+                found.append(-F.binary_cross_entropy_with_logits(logits, taken, reduction="none"))
+            else:
+                found.append(logits.log_softmax(1).gather(1, taken[:, None]))
+        return torch.cat(found, 1)
+
+
+@contextlib.contextmanager
+def choosing(network: Network, choose: Chooser, *, detached: bool = False) -> Iterator[Choices]:
+    """Within this context the gates of a network do what `choose` says, asked once for each node of logits.
+
+    Args:
+        detached: what gates look at gets no gradient from them, so that they learn alone.
+    """
+    found = Choices()
+    exclusive = {node.inputs[0] for node in network.gates if node.settings["rule"] == "largest"}
+
+    def act(node: Node, logits: Tensor) -> Tensor:
+        source, column = node.inputs[0], node.settings["column"]
+        if source not in found.taken:
+            found.logits[source] = logits
+            found.taken[source] = choose(source, logits)
+        taken = found.taken[source]
+        return ((taken == column) if source in exclusive else taken[:, column]).to(logits.dtype)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(network.replaced({node.name: partial(act, node) for node in network.gates}))
+        if detached:
+            edges: dict[str, dict[int, Callable[[Tensor], Tensor]]] = {}
+            for name, position in edges_to_gates(network):
+                edges.setdefault(name, {})[position] = torch.Tensor.detach
+            stack.enter_context(network.also_watched(edges))
+        yield found
+
+
+def parts_of_gates(network: Network) -> set[str]:
+    """The nodes that are there only for gates to look at."""
+    nodes = {node.name: node for node in network.nodes}
+    needed_without: set[str] = set()
+    stack = [node for node in network.nodes if node.op in ("exit", OUTPUT)]
+    while stack:
+        node = stack.pop()
+        for name in node.inputs[:-1] if node.op in (TAKE, PUT) else node.inputs:
+            if name not in needed_without:
+                needed_without.add(name)
+                stack.append(nodes[name])
+    return {node.name for node in network.nodes if node.name not in needed_without and node.op not in ("exit", OUTPUT)}
+
+
+def edges_to_gates(network: Network) -> list[tuple[str, int]]:
+    """Where gates begin to look: a node of theirs and the position among its inputs that comes from elsewhere."""
+    theirs = parts_of_gates(network)
+    return [
+        (node.name, position)
+        for node in network.nodes
+        if node.name in theirs
+        for position, name in enumerate(node.inputs)
+        if name not in theirs
+    ]
+
+
+def drawn(_: str, logits: Tensor) -> Tensor:
+    """Each gate open with its probability."""
+    return torch.bernoulli(torch.sigmoid(logits.detach()))
+
+
+def likeliest(_: str, logits: Tensor) -> Tensor:
+    """Each gate open where that is likelier than not."""
+    return (logits.detach() > 0).to(logits.dtype)

@@ -1,0 +1,160 @@
+"""What decides whether a sample needs a block: small networks that look at the sample, counted like everything else."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from penjing.dynamic.blocks import Block
+from penjing.graph import Network, Node, node_shapes
+from penjing.graph.network import INPUT, MODULE, set_module
+from penjing.graph.ops import GATE
+
+HIDDEN = 10
+"""Numbers that a gate thinks in, as in SkipNet."""
+GATES = "gates"
+"""Where layers of gates live."""
+
+
+def _mean_of(network: Network, name: str, source: str, shape: Sequence[int]) -> tuple[list[Node], str]:
+    """The mean over places of a result, (batch, channels)."""
+    if len(shape) == 2:
+        return [], source
+    dims = tuple(range(2, len(shape)))
+    return [Node(network.fresh_name(name), "mean", (source,), settings={"dims": dims, "keepdim": False})], name
+
+
+def feed_forward_gates(
+    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 2.0
+) -> tuple[Network, list[str]]:
+    """A gate of its own in front of every block: mean over places, linear to 10, ReLU, linear to the logits.
+
+    Args:
+        columns: logits of each.
+        lean: bias of the first logit at the start, so that most gates are open then.
+    Returns: the network and the names of the nodes that give the logits, (batch, columns).
+    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1 (feed-forward gates; here without convolutions).
+    """
+    shapes = node_shapes(network)
+    found: list[str] = []
+    layers: dict[str, nn.Module] = {}
+    added: dict[str, list[Node]] = {}
+    for k, block in enumerate(blocks):
+        width = shapes[block.start][1]
+        nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
+        layers |= {f"{GATES}.{k}.in": nn.Linear(width, HIDDEN), f"{GATES}.{k}.out": nn.Linear(HIDDEN, columns)}
+        nodes += [
+            Node(f"gate_{k}_in", MODULE, (source,), f"{GATES}.{k}.in"),
+            Node(f"gate_{k}_relu", "relu", (f"gate_{k}_in",)),
+            Node(f"gate_{k}_logits", MODULE, (f"gate_{k}_relu",), f"{GATES}.{k}.out"),
+        ]
+        lean_(layers[f"{GATES}.{k}.out"], lean)
+        added.setdefault(block.start, []).extend(nodes)
+        found.append(nodes[-1].name)
+    return _added(network, layers, added), found
+
+
+def recurrent_gates(
+    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 2.0
+) -> tuple[Network, list[str]]:
+    """One small recurrent network that goes along: per block mean over places and a linear layer to 10, then a shared unit.
+
+    Args, returns: as `feed_forward_gates`.
+    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with a gated recurrent unit in the place of the LSTM;
+    Lin et al. 2017 (Runtime Neural Pruning), section 3.3 (encoder for each layer, shared recurrent decoder).
+    """
+    shapes = node_shapes(network)
+    found: list[str] = []
+    layers: dict[str, nn.Module] = {
+        f"{GATES}.unit": nn.GRUCell(HIDDEN, HIDDEN),
+        f"{GATES}.out": nn.Linear(HIDDEN, columns),
+    }
+    lean_(layers[f"{GATES}.out"], lean)
+    added: dict[str, list[Node]] = {}
+    state: tuple[str, ...] = ()
+    for k, block in enumerate(blocks):
+        nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
+        layers[f"{GATES}.{k}.in"] = nn.Linear(shapes[block.start][1], HIDDEN)
+        nodes += [
+            Node(f"gate_{k}_in", MODULE, (source,), f"{GATES}.{k}.in"),
+            Node(f"gate_{k}_relu", "relu", (f"gate_{k}_in",)),
+            Node(f"gate_{k}_unit", MODULE, (f"gate_{k}_relu", *state), f"{GATES}.unit"),
+            Node(f"gate_{k}_logits", MODULE, (f"gate_{k}_unit",), f"{GATES}.out"),
+        ]
+        state = (f"gate_{k}_unit",)
+        added.setdefault(block.start, []).extend(nodes)
+        found.append(nodes[-1].name)
+    return _added(network, layers, added), found
+
+
+def policy(network: Network, columns: int, lean: float = 1.0, width: int = 8) -> tuple[Network, str]:
+    """A small network that sees the input and decides everything at once.
+
+    The image at a quarter of its places, 3x3 convolutions of `width`, 2 `width` and 4 `width` channels, the last two of stride
+    2, each with batch norm and ReLU, mean over places, a linear layer; for vectors two linear layers.
+    Returns: the network and the name of the node that gives the logits, (batch, columns).
+    Source: Wu et al. 2018 (BlockDrop), arXiv:1711.08393, section 3.1 (there a ResNet-8; this costs a hundredth of ResNet-20).
+    """
+    first = next(node for node in network.nodes if node.op == INPUT)
+    shape = node_shapes(network)[first.name]
+    layers: dict[str, nn.Module] = {}
+    nodes: list[Node] = []
+    source = first.name
+
+    def call(name: str, layer: nn.Module) -> None:
+        nonlocal source
+        layers[f"{GATES}.policy.{name}"] = layer
+        nodes.append(Node(f"policy_{name}", MODULE, (source,), f"{GATES}.policy.{name}"))
+        source = nodes[-1].name
+
+    if len(shape) == 4:
+        call("pool", nn.AvgPool2d(2))
+        inputs = shape[1]
+        for k in range(3):
+            call(f"conv{k}", nn.Conv2d(inputs, width << k, 3, 1 if k == 0 else 2, 1, bias=False))
+            call(f"norm{k}", nn.BatchNorm2d(width << k))
+            call(f"relu{k}", nn.ReLU())
+            inputs = width << k
+        means, source = _mean_of(network, "policy_mean", source, shape)
+        nodes += means
+    else:
+        call("in", nn.Linear(shape[-1], 4 * width))
+        call("relu", nn.ReLU())
+        inputs = 4 * width
+    call("logits", nn.Linear(inputs, columns))
+    lean_(layers[f"{GATES}.policy.logits"], lean)
+    return _added(network, layers, {first.name: nodes}), source
+
+
+def lean_(layer: nn.Module, bias: float) -> None:
+    """Small weights, and a bias that leans towards open gates."""
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+        layer.bias.fill_(bias)
+
+
+def with_gates(network: Network, columns: Sequence[tuple[str, int]]) -> tuple[Network, list[str]]:
+    """The network with a gate behind each node of logits, open where the logit in the column is above 0, and their names."""
+    found = [
+        Node(f"{name}_gate_{column}", GATE, (name,), settings={"column": column, "rule": "above"})
+        for name, column in columns
+    ]
+    after: dict[str, list[Node]] = {}
+    for node in found:
+        after.setdefault(node.inputs[0], []).append(node)
+    return _added(network, {}, after), [node.name for node in found]
+
+
+def _added(network: Network, layers: dict[str, nn.Module], after: dict[str, list[Node]]) -> Network:
+    """The network with layers, and nodes behind some of its own."""
+    parameter = next(network.parameters())
+    for layer in layers.values():
+        layer.to(parameter.device, parameter.dtype).train(network.training)
+    nodes = [new for node in network.nodes for new in (node, *after.get(node.name, ()))]
+    changed = copy.deepcopy(network)
+    for path, layer in layers.items():
+        set_module(changed, path, layer)
+    changed.nodes = nodes
+    return changed.train(network.training)
