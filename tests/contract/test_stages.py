@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from penjing.artifact import decode, encode
@@ -22,7 +22,7 @@ from penjing.training.progress import Silent
 from penjing.training.seeding import derive_seed, seed_everything
 
 SMALL = {"epochs": 1, "rounds": 2, "saving": 0.05, "sparsity": 0.4, "bits": 3, "lr": 0.01, "noise": 0.01, "energy": 0.5}
-SMALL |= {"rounded": True, "widths": (0.5,)}
+SMALL |= {"rounded": True, "widths": (0.5,), "warm": 1, "curriculum": 1}
 """Settings for a quick test, for the stages that have them."""
 
 NEEDED: dict[str, dict[str, Any]] = {
@@ -48,6 +48,9 @@ CODED = {
 }
 """What the weights are after these stages."""
 
+ROUTED = ("skip-blocks", "drop-blocks", "route-channels")
+"""Stages that need a network with a shortcut."""
+
 SWAPS = ("separable-convs", "grouped-convs", "fire-modules", "ghost-modules")
 
 REFUSED = {
@@ -65,6 +68,14 @@ REFUSED = {
         ),
         "none of the chosen layers can be replaced",
     ),
+    **{(first, second): "the network has gates already" for first in ROUTED for second in ROUTED},
+    **{(first, second): "has several answers" for first in ("early-exits", "slimmable") for second in ROUTED},
+    **{(first, second): "has no residual block" for first in ("student", "prune-blocks") for second in ROUTED},
+    ("drop-blocks", "early-exits"): "so nothing can be saved",  # in a network that is smaller than the policy
+    **{
+        (first, "route-channels"): "cannot be split into 4 sets"
+        for first in ("prune-channels", "grouped-convs", "fire-modules")
+    },
     ("slimmable", "slimmable"): "the network is slimmable already",
     **{("slimmable", second): "its weight is used in other places too" for second in (*SWAPS, "low-rank")},
     ("cluster", "cluster"): "has a codebook already",
@@ -92,7 +103,7 @@ REFUSED = {
     ("cluster", "group-lasso"): "no layer has groups .* its weight is written as a codebook",
     ("cluster", "prune-weights"): r"is a codebook already, .*Prune weights before that",
     ("student", "hint"): 'the student has no layer "3"',
-    ("student", "lottery-ticket"): "the weights after step 0 were not kept",
+    **{(first, "lottery-ticket"): "the weights after step 0 were not kept" for first in ("student", "slimmable")},
     **{
         (first, "correct-biases"): "has a representation; correct biases before that"
         for first in (*CODED,)
@@ -105,7 +116,7 @@ REFUSED = {
     },
     **{
         (first, "lottery-ticket"): "before stages that change the network's shape"
-        for first in (*SWAPS, "low-rank", "prune-channels", "early-exits", "slimmable")
+        for first in (*SWAPS, "low-rank", "prune-channels", "early-exits")
     },
     **{
         (first, "low-rank"): "its weight has a representation; factorise before that"
@@ -143,6 +154,26 @@ def network() -> Network:
     return trace(nn.Sequential(*layers), (torch.randn(2, 1, 8, 8),)).eval()
 
 
+class Shortcut(nn.Module):
+    """relu(x + F(x))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(torch.relu(self.norm(self.first(x)))))
+
+
+@pytest.fixture(scope="module")
+def with_shortcut() -> Network:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1, bias=False)]
+    layers += [nn.BatchNorm2d(8), nn.ReLU(), Shortcut(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)]
+    return trace(nn.Sequential(*layers), (torch.randn(2, 1, 8, 8),)).eval()
+
+
 def carry_out(network: Network, task: Task, stages: list[Stage], seed: int = 0, folder: Path | None = None) -> Network:
     """As a run does, without measuring; what was decided and trained is kept in the folder."""
     accelerator = Accelerator(cpu=True)
@@ -173,7 +204,10 @@ def carry_out(network: Network, task: Task, stages: list[Stage], seed: int = 0, 
 
 
 @pytest.mark.parametrize("label", STAGES)
-def test_the_callers_model_is_untouched_and_a_seed_decides_everything(label: str, network: Network, task: Task) -> None:
+def test_the_callers_model_is_untouched_and_a_seed_decides_everything(
+    label: str, network: Network, with_shortcut: Network, task: Task
+) -> None:
+    network = with_shortcut if label in ROUTED else network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     first = encode(carry_out(network, task, [small(label)]))
     torch.rand(3)
@@ -222,8 +256,9 @@ def test_wrong_types_are_refused_where_they_are_made(label: str) -> None:
 @pytest.mark.parametrize("second", STAGES)
 @pytest.mark.parametrize("first", STAGES)
 def test_every_stage_after_every_other_and_the_result_survives_a_file(
-    first: str, second: str, network: Network, task: Task
+    first: str, second: str, network: Network, with_shortcut: Network, task: Task
 ) -> None:
+    network = with_shortcut if {first, second} & set(ROUTED) else network
     if (first, second) in REFUSED:
         with pytest.raises(PenjingError, match=REFUSED[first, second]):
             carry_out(network, task, [small(first), small(second)])
@@ -290,9 +325,10 @@ def test_pruning_with_limits_that_leave_too_few_says_so(network: Network, task: 
 
 @pytest.mark.parametrize("label", STAGES)
 def test_what_comes_after_a_finished_stage_is_the_same_when_the_stage_is_only_read(
-    label: str, network: Network, task: Task, tmp_path: Path
+    label: str, network: Network, with_shortcut: Network, task: Task, tmp_path: Path
 ) -> None:
     """A run that was stopped in the second stage."""
+    network = with_shortcut if label in ROUTED else network
     clipped = small("train", optimizer="sgd", clip_norm=0.1, lr=0.5)  # whatever takes part in the gradient matters
     stages = [small(label), clipped]
     whole = encode(carry_out(network, task, stages, folder=tmp_path))

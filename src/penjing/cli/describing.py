@@ -252,6 +252,7 @@ def show_export(
     file: Path,
     out: Path,
     exit_at: int | None,
+    conditions: bool,
     batch: int | None,
     length: int | None,
     sha256: str | None,
@@ -265,7 +266,7 @@ def show_export(
         raise RunError(f"export: {out} exists. Choose another name, or replace it with --force.")
     network = artifact.load(file, for_training=True, sha256=sha256)
     with talk.status("writing, then comparing answers; large networks take a minute"):
-        done = export.export(network, out, exit_at=exit_at, batch=batch, length=length)
+        done = export.export(network, out, exit_at=exit_at, conditions=conditions, batch=batch, length=length)
     size = file.stat().st_size
     if as_json:
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})
@@ -279,5 +280,7 @@ def show_export(
     )
     if len(done.outputs) > 1:
         console.print(
-            "All answers are computed in this file; --exit K writes the network up to one of them.", highlight=False
+            "All answers are computed in this file; --exit K writes the network up to one of them, --leave-early one that "
+            "stops where all samples are sure.",
+            highlight=False,
         )

@@ -339,6 +339,13 @@ def export(
             "--exit", help="Only the answer of this exit (0, 1 ...), as a smaller network.", show_default=False
         ),
     ] = None,
+    leave_early: Annotated[
+        bool,
+        typer.Option(
+            "--leave-early",
+            help="ONNX: exits become conditions; what follows is not computed when all samples have left.",
+        ),
+    ] = False,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -358,7 +365,7 @@ def export(
     """Write an artifact as ONNX or for ExecuTorch, and compare its answers there with PyTorch's."""
     from penjing.cli.describing import show_export
 
-    show_export(file, out, exit_, batch, length, sha256, force, json_, out_console, err_console)
+    show_export(file, out, exit_, leave_early, batch, length, sha256, force, json_, out_console, err_console)
 
 
 @app.command()

@@ -31,8 +31,8 @@ def split_blocks(network: Network, blocks: Sequence[Block], logits: Sequence[str
 
     Args:
         logits: for each block the node that gives its logits, (batch, sets), in front of the block.
-        sets: k >= 2, by which the hidden channels of every block must divide.
-    Raises: SettingError: they do not, or a block has no hidden channels.
+        sets: k >= 2; a sets of n channels are the first a n / k, rounded.
+    Raises: SettingError: a block has fewer hidden channels than that, or none.
     """
     grouping = channel_groups(network)
     layers: dict[str, nn.Module] = {}
@@ -44,10 +44,10 @@ def split_blocks(network: Network, blocks: Sequence[Block], logits: Sequence[str
         if not groups:
             raise SettingError(f'route-channels: the block "{block.name}" has no hidden channels of its own.')
         for group in groups:
-            if group.n_channels % sets:
+            if group.n_channels < sets:
                 raise SettingError(
-                    f'route-channels: {group.n_channels} channels of "{group.name}" cannot be split into {sets} sets of equal '
-                    f"size; take a divisor of {group.n_channels}."
+                    f'route-channels: the {group.n_channels} channels of "{group.name}" cannot be split into {sets} sets; '
+                    f"take at most {group.n_channels}."
                 )
         body = [by_name[name] for name in block.body]
         gates = [f"{logits[k]}_gate_{a}" for a in range(sets)]
@@ -59,15 +59,12 @@ def split_blocks(network: Network, blocks: Sequence[Block], logits: Sequence[str
         for a, gate in enumerate(gates):
             take = Node(f"{block.end}_take_{a}", TAKE, (block.start, gate))
             if a + 1 < sets:
-                gone = {g.name: list(range((a + 1) * g.n_channels // sets, g.n_channels)) for g in groups}
+                gone = {g.name: list(range(round((a + 1) * g.n_channels / sets), g.n_channels)) for g in groups}
                 chosen, _, _ = provable(network, grouping, gone)
-                made = branch(network, grouping.removal(chosen), body, f"sets_{a + 1}")
+                where = f"sets_{a + 1}"
+                made = branch(network, grouping.removal(chosen), body, where, start={block.start: take.name})
                 layers |= made.modules
-                inside = [
-                    replace(node, inputs=tuple(take.name if name == block.start else name for name in node.inputs))
-                    for node in made.nodes
-                ]
-                result = made.names[block.end]
+                inside, result = made.nodes, made.names[block.end]
             else:
                 inside = [
                     replace(node, inputs=tuple(take.name if name == block.start else name for name in node.inputs))

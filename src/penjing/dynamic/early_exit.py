@@ -22,6 +22,7 @@ from penjing.graph import NEVER, Network, Node, insert_after, node_shapes, selec
 from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
 from penjing.graph.ops import OPERATIONS
+from penjing.graph.program import gates_around
 from penjing.measurement import answer, macs_by_node
 from penjing.shapes import Json
 from penjing.training import Part, TrainedStage, Workbench
@@ -35,8 +36,14 @@ def attach_exits(network: Network, after: Sequence[str]) -> Network:
     Args:
         after: names of nodes whose results are (batch, channels) or (batch, channels, height, width).
     Returns: the network with the exits in order of execution, and thresholds that nobody reaches.
-    Raises: SurgeryError: a node whose result has another shape.
+    Raises: SurgeryError: a node whose result has another shape, or that not every sample comes to.
     """
+    around = gates_around(network.nodes)
+    for name in after:
+        if around[name]:
+            raise SurgeryError(
+                f'early exits: "{name}" lies in a block that not every sample enters; put the exit behind it.'
+            )
     shapes = node_shapes(network)
     n_classes = shapes[network.nodes[-1].name][-1]
     parameter = next(network.parameters())

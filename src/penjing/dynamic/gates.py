@@ -58,31 +58,36 @@ def feed_forward_gates(
 def recurrent_gates(
     network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 2.0
 ) -> tuple[Network, list[str]]:
-    """One small recurrent network that goes along: per block mean over places and a linear layer to 10, then a shared unit.
+    """One small recurrent network that goes along: h_k = tanh(A_k mean(x_k) + B h_{k-1}), logits = C h_k, B and C shared.
 
+    mean over places; h has 10 numbers.
     Args, returns: as `feed_forward_gates`.
-    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with a gated recurrent unit in the place of the LSTM;
+    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit of linear layers in the place of an LSTM;
     Lin et al. 2017 (Runtime Neural Pruning), section 3.3 (encoder for each layer, shared recurrent decoder).
     """
     shapes = node_shapes(network)
     found: list[str] = []
     layers: dict[str, nn.Module] = {
-        f"{GATES}.unit": nn.GRUCell(HIDDEN, HIDDEN),
         f"{GATES}.out": nn.Linear(HIDDEN, columns),
     }
     lean_(layers[f"{GATES}.out"], lean)
     added: dict[str, list[Node]] = {}
-    state: tuple[str, ...] = ()
+    state, shared = "", nn.Linear(HIDDEN, HIDDEN, bias=False)
     for k, block in enumerate(blocks):
         nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
         layers[f"{GATES}.{k}.in"] = nn.Linear(shapes[block.start][1], HIDDEN)
         nodes += [
             Node(f"gate_{k}_in", MODULE, (source,), f"{GATES}.{k}.in"),
-            Node(f"gate_{k}_relu", "relu", (f"gate_{k}_in",)),
-            Node(f"gate_{k}_unit", MODULE, (f"gate_{k}_relu", *state), f"{GATES}.unit"),
-            Node(f"gate_{k}_logits", MODULE, (f"gate_{k}_unit",), f"{GATES}.out"),
         ]
-        state = (f"gate_{k}_unit",)
+        if state:
+            layers[f"{GATES}.state"] = shared
+            nodes.append(Node(f"gate_{k}_before", MODULE, (state,), f"{GATES}.state"))
+            nodes.append(Node(f"gate_{k}_sum", "add", (f"gate_{k}_in", f"gate_{k}_before")))
+        state = f"gate_{k}_tanh"
+        nodes += [
+            Node(state, "tanh", (nodes[-1].name,)),
+            Node(f"gate_{k}_logits", MODULE, (state,), f"{GATES}.out"),
+        ]
         added.setdefault(block.start, []).extend(nodes)
         found.append(nodes[-1].name)
     return _added(network, layers, added), found

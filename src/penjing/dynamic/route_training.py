@@ -37,7 +37,25 @@ def bounded(probabilities: Tensor, bound: float) -> Tensor:
     return bound * probabilities + (1 - bound) * (1 - probabilities)
 
 
-class GatesByGradient(Part):
+class GatesLearn(Part):
+    """Base of parts in which gates learn at a rate of their own.
+
+    Attributes:
+        gate_lr: how many times the learning rate of the rest; 1 unless set.
+    """
+
+    gate_lr: float = 1.0
+
+    def learners(self, fit: Fit) -> nn.Module | None:
+        theirs = {id(p): p for name, p in fit.network.named_parameters() if name.startswith(f"{GATES}.")}
+        for group in fit.groups:
+            group["params"] = [p for p in group["params"] if id(p) not in theirs]
+        fit.groups[:] = [group for group in fit.groups if group["params"]]
+        fit.groups.append({"params": list(theirs.values()), "weight_decay": 0.0, "scale": self.gate_lr})
+        return None
+
+
+class GatesByGradient(GatesLearn):
     """Gates learn with everything else, straight through their hard choices; a term pulls their mean towards a target.
 
     loss + weight * (mean over samples and gates of open - target)^2; with noise, a gate is open where logit + L > 0, L
@@ -78,7 +96,7 @@ class GatesByGradient(Part):
         return fit.update(loss)
 
 
-class HybridReinforcement(Part):
+class HybridReinforcement(GatesLearn):
     """The network learns from the labels, its gates from a reward for skipping: REINFORCE.
 
     r_i = -(loss of the sample) + alpha / N * (sum over j >= i of skipped_j),  gates drawn from their probabilities,
@@ -106,7 +124,7 @@ class HybridReinforcement(Part):
         return fit.update(fit.loss(batch, answers) + self.weight * policy)
 
 
-class DropByPolicy(Part):
+class DropByPolicy(GatesLearn):
     """A policy that sees the input learns which blocks to compute: a reward, the greedy choice as its critic, a curriculum.
 
     -(R(u) - R(greedy)) sum_k log pi_k(u_k) - entropy_weight * H, probabilities bounded while they are drawn from. In the first
@@ -176,7 +194,7 @@ class DropByPolicy(Part):
         _only_gates_learn_(fit.network, False)
 
 
-class ValueOfActions(Part):
+class ValueOfActions(GatesLearn):
     """A recurrent agent learns how much computing a set of channels more is worth: Q-learning; the network learns in between.
 
     Q_t(a) is the agent's logit for a sets of channels in block t. Actions are the best but for a share epsilon, which falls.

@@ -9,12 +9,18 @@ from penjing.dynamic.blocks import Block, gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import parts_of_gates
 from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
-from penjing.dynamic.route_training import DropByPolicy, GatesByGradient, HybridReinforcement, ValueOfActions
+from penjing.dynamic.route_training import (
+    DropByPolicy,
+    GatesByGradient,
+    GatesLearn,
+    HybridReinforcement,
+    ValueOfActions,
+)
 from penjing.errors import SettingError
 from penjing.graph import Network
 from penjing.measurement import answer, macs_by_node, macs_without_exits
 from penjing.shapes import Json
-from penjing.training import Part, TrainedStage, Workbench
+from penjing.training import Part, Schedule, TrainedStage, Workbench
 
 _ALWAYS_OPEN, _NEVER_OPEN = 0.995, 0.005
 _MOST_OF_BACKBONE = 0.05
@@ -25,6 +31,7 @@ class Routed(TrainedStage):
     """Base of stages whose networks have gates."""
 
     needs: ClassVar[tuple[str, ...]] = ("classification", "labels", "residual blocks")
+    gate_lr: float = Field(default=10.0, gt=0, description="how many times faster gates learn than the rest")
 
     def blocks(self, bench: Workbench) -> list[Block]:
         """The blocks of the network. Raises: SettingError: gates are there already, or the task is no classification."""
@@ -37,6 +44,16 @@ class Routed(TrainedStage):
         if bench.network.exits:
             raise SettingError(f"{self.label}: the network has several answers; choose ways before exits and widths.")
         return residual_blocks(bench.network)
+
+    def train(self, bench: Workbench, schedule: Schedule, parts: list[Part], name: str = "") -> None:
+        """Train; gates begin where they were made, wherever the network is put back to its beginning."""
+        if 0 in bench.kept:
+            for key, tensor in bench.network.state_dict().items():
+                bench.kept[0].setdefault(key, tensor.detach().cpu().clone())
+        for part in parts:
+            if isinstance(part, GatesLearn):
+                part.gate_lr = self.gate_lr
+        bench.train(schedule, parts, name)
 
     def tell(self, bench: Workbench, blocks: list[Block]) -> None:
         """Write down what gates do on the validation set and what they cost; warn where they are all alike."""
@@ -100,11 +117,11 @@ class SkipBlocks(Routed):
         bench.network = gate_blocks(network, blocks, gates)
         parts = self.parts(bench)
         if self.open is not None:
-            bench.train(self.schedule(self.planned_epochs()), [*parts, GatesByGradient(self.open, noise=True)])
+            self.train(bench, self.schedule(self.planned_epochs()), [*parts, GatesByGradient(self.open, noise=True)])
         else:
             if self.warm:
-                bench.train(self.schedule(self.warm), [*parts, GatesByGradient()], "warm")
-            bench.train(self.schedule(), [*parts, HybridReinforcement(self.alpha, self.reward_weight)])
+                self.train(bench, self.schedule(self.warm), [*parts, GatesByGradient()], "warm")
+            self.train(bench, self.schedule(), [*parts, HybridReinforcement(self.alpha, self.reward_weight)])
         self.tell(bench, blocks)
 
 
@@ -120,7 +137,7 @@ class DropBlocks(Routed):
     )
     bound: float = Field(default=0.8, gt=0.5, le=1, description="how certain a choice may be while it is explored")
     entropy: float = Field(default=0.1, ge=0, description="what undecided choices are worth")
-    policy_lr: float = Field(default=1e-3, gt=0, description="largest learning rate of the curriculum")
+    policy_lr: float = Field(default=1e-3, gt=0, description="largest learning rate of the curriculum, by AdamW")
     width: int = Field(default=8, ge=1, description="channels of the policy's first convolution")
 
     def planned_epochs(self) -> int:
@@ -134,10 +151,11 @@ class DropBlocks(Routed):
         parts: list[Part] = self.parts(bench)
         if self.curriculum:
             alone = DropByPolicy(self.penalty, joint=False, bound=self.bound, entropy_weight=self.entropy)
-            schedule = self.schedule(self.curriculum).model_copy(update={"lr": self.policy_lr, "optimizer": "adamw"})
-            bench.train(schedule, [alone], "curriculum")
+            lr = self.policy_lr / self.gate_lr
+            schedule = self.schedule(self.curriculum).model_copy(update={"lr": lr, "optimizer": "adamw"})
+            self.train(bench, schedule, [alone], "curriculum")
         together = DropByPolicy(self.penalty, joint=True, bound=self.bound, entropy_weight=self.entropy)
-        bench.train(self.schedule(), [*parts, together])
+        self.train(bench, self.schedule(), [*parts, together])
         self.tell(bench, blocks)
 
 
@@ -160,8 +178,8 @@ class RouteChannels(Routed):
         parts = self.parts(bench)
         if self.warm:
             anyhow = ValueOfActions(-self.penalty, explore=(1.0, 1.0), agent=False)
-            bench.train(self.schedule(self.warm), [*parts, anyhow], "warm")
-        bench.train(self.schedule(), [*parts, ValueOfActions(-self.penalty, discount=self.discount)])
+            self.train(bench, self.schedule(self.warm), [*parts, anyhow], "warm")
+        self.train(bench, self.schedule(), [*parts, ValueOfActions(-self.penalty, discount=self.discount)])
         self.tell(bench, blocks)
 
     def warn_of_collapse(self, bench: Workbench, shares: list[float], ways: int) -> None:

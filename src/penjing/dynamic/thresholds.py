@@ -75,8 +75,9 @@ def for_saving(at: AtExits, saving: float, kind: Thresholds = "common") -> list[
     most, least = 1 - at.macs[0] / at.full, 1 - at.macs[-1] / at.full
     if not least <= saving <= most:
         raise SettingError(
-            f"exits: saving {saving:.1%} of the MACs is out of reach; {max(least, 0):.1%} to {most:.1%} is possible: "
-            f"at least {1 - most:.1%} of the work is needed up to the first exit. "
+            f"exits: saving {saving:.1%} of the MACs is out of reach: {1 - most:.1%} of the work is needed up to the first "
+            "exit, "
+            + (f"so {max(least, 0):.1%} to {most:.1%} is possible. " if most > 0 else "so nothing can be saved. ")
             + ("Ask for less, or put the exit earlier." if saving > most else "")
         )
     if kind == "geometric":

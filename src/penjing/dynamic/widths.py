@@ -54,6 +54,7 @@ class Slimmable(TrainedStage):
             raise SettingError(f"{self.label}: the network is slimmable already.")
         if self.ordered:
             bench.network = in_order_of_importance(bench.network)
+            bench.kept.clear()  # those weights have the old order
         soft = 1.0 if self.in_place is None and self.universal else self.in_place
         parts = self.parts(bench)
         if self.universal:

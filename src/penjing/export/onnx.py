@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ import torch
 from torch import Tensor
 from torch.onnx.ops import symbolic
 
-from penjing.errors import MissingError
+from penjing.errors import MissingError, SettingError
+from penjing.export.conditions import with_conditions
 from penjing.export.integers import Integers
-from penjing.export.static import Export, start
+from penjing.export.static import Export, Start, relative, start
 from penjing.graph import Network
+from penjing.graph.network import ALWAYS
+from penjing.graph.node import confidence
 from penjing.graph.sizes import Size
+
+UNREACHED = 1.5
+"""A threshold that no confidence reaches, and that is compared all the same."""
 
 
 class _Pairs(Integers):
@@ -64,29 +71,69 @@ class _Pairs(Integers):
         return product
 
 
+def _with_conditions(begun: Start, proto: Any, path: str | Path) -> Export:
+    """Write the exits as conditions, and compare every way through them."""
+    exits, worst = begun.network.exits, 0.0
+    answers = begun.answers()
+    for k in range(len(exits) + 1):  # everybody leaves at exit k
+        forced = [
+            replace(node, settings={**node.settings, "threshold": ALWAYS if i == k else UNREACHED})
+            for i, node in enumerate(exits)
+        ]
+        for n in (3, 1):
+            found = run_onnx(with_conditions(proto, forced).SerializeToString(), [x[:n] for x in begun.inputs.values()])
+            worst = max(worst, relative(found[0], answers[k][:n]))
+    sure = [confidence(node, logits) for node, logits in zip(exits, answers[:-1], strict=True)]
+    middle = [float(c.sort().values[1]) - 1e-6 for c in sure]  # two of the three samples leave
+    mixed = [replace(n, settings={**n.settings, "threshold": t}) for n, t in zip(exits, middle, strict=True)]
+    found = run_onnx(with_conditions(proto, mixed).SerializeToString(), list(begun.inputs.values()))
+    expected = answers[-1]
+    for c, t, logits in reversed(list(zip(sure, middle, answers[:-1], strict=True))):
+        expected = torch.where((c >= t)[:, None], logits, expected)
+    worst = max(worst, relative(found[0], expected))
+    content = with_conditions(proto, exits).SerializeToString()
+    run_onnx(content, list(begun.inputs.values()))
+    return replace(begun, outputs=("answer",)).keep(path, content, "ONNX Runtime", worst)
+
+
+def run_onnx(content: bytes, inputs: list[Tensor]) -> list[Tensor]:
+    """What ONNX Runtime answers on one thread."""
+    import onnxruntime  # noqa: PLC0415  optional dependency
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    feeds = {node.name: x.numpy() for node, x in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(y) for y in session.run(None, feeds)]
+
+
 def _free(shape: tuple[int | Size, ...]) -> dict[int, Any]:
     """The dimensions of an input that may have any size: the batch, and the lengths that the network leaves open."""
     free = {0: torch.export.Dim.AUTO}
     return free | {dim: torch.export.Dim.AUTO for dim, size in enumerate(shape, start=1) if isinstance(size, Size)}
 
 
-def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = None) -> Export:
+def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = None, conditions: bool = False) -> Export:
     """Write a network as ONNX, with a batch dimension of any size, and compare.
 
     A network with exits becomes a static graph: all answers are computed and are outputs exit_0, exit_1 ..., final, and the
-    caller compares confidences; with `exit_at` only what that one answer needs. A network with quantized activations becomes
+    caller compares confidences; with `exit_at` only what that one answer needs, as a plain network (a width, too); with
+    `conditions` exits are `If`s and there is one answer, see `export.conditions`. A network with quantized activations becomes
     one of integer arithmetic, see above.
     Args:
         exit_at: write one answer only: the number of an exit, or the number of exits for the final one.
-    Raises: MissingError: onnx, onnxscript or onnxruntime is not installed. SettingError: no such exit.
-        RunError: it cannot be written, or ONNX Runtime answers differently; then no file is left behind.
+        conditions: leave at the exits whose confidence reaches the stored threshold.
+    Raises: MissingError: onnx, onnxscript or onnxruntime is not installed. SettingError: no such exit; conditions without
+        exits. RunError: it cannot be written, or ONNX Runtime answers differently; then no file is left behind.
     """
     try:
         import onnx  # noqa: F401, PLC0415  optional dependency
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime  # noqa: F401, PLC0415
         import onnxscript  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingError(f"export: {error.name} is missing. Install it with: pip install 'penjing[onnx]'") from None
+    if conditions and (exit_at is not None or not network.exits):
+        raise SettingError("export: conditions are for a network with exits, written with all of them.")
     begun = start(network, exit_at, n_samples=3)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every optional package that is not there
     with warnings.catch_warnings():
@@ -104,12 +151,8 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph, proto):
         part.ClearField("metadata_props")  # the source lines that each node came from
+    if conditions:
+        return _with_conditions(begun, proto, path)
     content = proto.SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for n in (3, 1):
-        feeds = {node.name: x[:n].numpy() for node, x in zip(session.get_inputs(), begun.inputs.values(), strict=True)}
-        worst = max(worst, begun.difference([torch.from_numpy(y) for y in session.run(None, feeds)]))
+    worst = max(begun.difference(run_onnx(content, [x[:n] for x in begun.inputs.values()])) for n in (3, 1))
     return begun.keep(path, content, "ONNX Runtime", worst)

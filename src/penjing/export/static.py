@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penjing.errors import RunError, SettingError
 from penjing.files import write_atomically
-from penjing.graph import Network
+from penjing.graph import Network, cut_out
 from penjing.graph.network import MODULE, module_at, set_module, set_tensor, tensor_at
 from penjing.representation import plain
 
@@ -79,13 +79,14 @@ class Start:
 
         Infinite where an answer is not a finite number.
         """
+        expected = self.answers(len(found[0]))
+        return max(relative(own, wanted) for own, wanted in zip(found, expected, strict=True))
+
+    def answers(self, n: int | None = None) -> tuple[Tensor, ...]:
+        """PyTorch's answers to the first n samples, or all."""
         with torch.no_grad():
-            expected = self.static(*(x[: len(found[0])] for x in self.inputs.values()))
-        worst = 0.0
-        for own, wanted in zip(found, expected, strict=True):
-            gap = float((own - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
-            worst = max(worst, gap) if math.isfinite(gap) else math.inf
-        return worst
+            found: tuple[Tensor, ...] = self.static(*(x[:n] for x in self.inputs.values()))
+        return found
 
     @cached_property
     def tolerance(self) -> float:
@@ -112,6 +113,12 @@ class Start:
         return copy.deepcopy(self.dense)
 
 
+def relative(own: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest number wanted; infinite where an answer is not a finite number."""
+    gap = float((own - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
+    return gap if math.isfinite(gap) else math.inf
+
+
 def _unchanged(x: Tensor) -> Tensor:
     return x
 
@@ -123,6 +130,9 @@ def start(network: Network, exit_at: int | None, n_samples: int, length: int | N
         exits = f"exits are 0 to {n_exits - 1}, {n_exits} is the final answer" if n_exits else "0 is the only answer"
         raise SettingError(f"export: there is no exit {exit_at}; {exits}.")
     answers = tuple(range(n_exits + 1)) if exit_at is None else (exit_at,)
+    outputs = tuple("final" if k == n_exits else f"exit_{k}" for k in answers)
+    if exit_at is not None and n_exits:
+        network, answers = cut_out(network, exit_at), (0,)
     dense = _apart(plain(network).cpu().eval())
     sizes = dict.fromkeys(network.hints, length) if length else None
     random = network.random_inputs(n_samples, torch.Generator().manual_seed(0), sizes=sizes)
@@ -130,7 +140,7 @@ def start(network: Network, exit_at: int | None, n_samples: int, length: int | N
         network,
         dense,
         Static(dense, answers),
-        tuple("final" if k == n_exits else f"exit_{k}" for k in answers),
+        outputs,
         dict(zip((node.name for node in network.nodes if node.op == "input"), random, strict=True)),
         any(node.op == "fake_quantize" for node in network.nodes),
     )

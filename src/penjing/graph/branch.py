@@ -45,13 +45,22 @@ class Branch:
     names: dict[str, str]
 
 
-def branch(network: Network, removal: Removal, of: Sequence[Node], where: str) -> Branch:
+def branch(
+    network: Network,
+    removal: Removal,
+    of: Sequence[Node],
+    where: str,
+    *,
+    start: Mapping[str, str] | None = None,
+) -> Branch:
     """The nodes that compute `of` without the channels of a removal, with slices of the network's weights.
 
     Args:
         removal: the channels that the narrower self does not have.
         of: nodes of the network in order, without exits and output.
         where: the path below which layers of its own live, and what its nodes are called after.
+        start: by nodes before those, the nodes that stand for them; whatever depends on them is there again, though nothing of
+            it be narrower.
     Convolutions and linear layers read slices. Batch norms, and other layers whose tensors are cut, are copied.
     """
     cut = remove_channels(network, removal)
@@ -60,8 +69,9 @@ def branch(network: Network, removal: Removal, of: Sequence[Node], where: str) -
         slices.setdefault(piece.path, {}).setdefault(piece.name, {})[piece.dim] = piece.keep
     changed_nodes = {change.owner for change in removal.changes if change.of == "node"}
     settings = {node.name: node.settings for node in cut.nodes}
-    found = Branch([], {}, {})
+    found = Branch([], {}, dict(start or {}))
     taken = {node.name for node in network.nodes}
+    narrower: set[str] = set()
 
     def fresh(stem: str) -> str:
         name, k = stem, 0
@@ -96,9 +106,10 @@ def branch(network: Network, removal: Removal, of: Sequence[Node], where: str) -
         inputs = tuple(found.names.get(name, name) for name in node.inputs)
         own = slices.get(node.path, {}) if node.op == MODULE else {}
         owner, _, key = node.path.rpartition(".")
-        narrower = bool(own) or node.name in changed_nodes or inputs != node.inputs
-        narrower = narrower or (node.op == TENSOR and key in slices.get(owner, {}))
-        if not narrower or node.op == INPUT:
+        is_cut = bool(own) or node.name in changed_nodes or (node.op == TENSOR and key in slices.get(owner, {}))
+        if is_cut or narrower.intersection(node.inputs):
+            narrower.add(node.name)
+        elif inputs == node.inputs:
             continue
         name = f"{where}_{node.name}".replace(".", "_")
         if node.op == TENSOR:
@@ -112,7 +123,8 @@ def branch(network: Network, removal: Removal, of: Sequence[Node], where: str) -
                 op, of_op = call
                 tensors = [sliced(node.path, k) for k in ("weight", "bias") if getattr(layer, k, None) is not None]
                 made = Node(fresh(name), op, (*inputs, *tensors), settings=of_op, scope=node.path)
-            elif own or isinstance(layer, nn.modules.batchnorm._BatchNorm):  # what it reads is distributed otherwise
+            elif own or (node.name in narrower and isinstance(layer, nn.modules.batchnorm._BatchNorm)):
+                # what the norm reads is distributed otherwise
                 path = f"{where}.{node.path}"
                 found.modules[path] = copy.deepcopy(layer)
                 made = Node(fresh(name), MODULE, inputs, path)

@@ -1,0 +1,283 @@
+"""Gates skip what they say they skip, learn which blocks are worth their cost, and are refused where they cannot help."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import penjing as pj
+from penjing.dynamic.blocks import gate_blocks, residual_blocks
+from penjing.dynamic.channel_sets import split_blocks
+from penjing.dynamic.choices import choosing, drawn, likeliest, parts_of_gates
+from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
+from penjing.dynamic.route_training import bounded, reward
+from penjing.dynamic.routing import executed
+from penjing.errors import SettingError, SurgeryError
+from penjing.graph import Network, trace
+from penjing.measurement import answer, macs_by_node, macs_of_samples, macs_without_exits
+from penjing.models import plain_cnn, resnet_cifar
+from penjing.training import Task, Workbench
+
+CLASSES = 2
+
+
+class Blocks(nn.Module):
+    """Two blocks: without the first every second sample is wrong, the second does nothing that matters."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 4))
+        self.second = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 4))
+        self.head = nn.Linear(4, CLASSES)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0], [6.0, 0.0, 0.0, 0.0]]))
+            self.head.bias.zero_()
+            for block in (self.first, self.second):
+                block[2].weight.zero_()
+                block[2].bias.zero_()
+            # x0 is the answer where x1 > 0; else the block has to turn its sign: x0 - 2 x0
+            first, last = self.first[0], self.first[2]
+            first.weight.zero_()
+            first.bias.zero_()
+            first.weight[0, 0], first.weight[0, 1] = 1.0, -10.0
+            first.weight[1, 0], first.weight[1, 1] = -1.0, -10.0
+            last.weight[0, 0], last.weight[0, 1] = -2.0, 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        x = x + self.second(x)
+        return self.head(x)
+
+
+def _task(n: int = 1280) -> Task:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 4, generator=generator)
+    x[:, 1] = x[:, 1].sign()  # far on either side
+    y = torch.where(x[:, 1] > 0, x[:, 0] > 0, x[:, 0] < 0).long()
+    loader = DataLoader(TensorDataset(x, y), 64)
+    return Task(train=loader, valid=loader)
+
+
+def _network() -> Network:
+    torch.manual_seed(0)
+    return trace(Blocks(), (torch.randn(2, 4),)).eval()
+
+
+def _resnet() -> Network:
+    torch.manual_seed(0)
+    model = resnet_cifar(14, width=4, classes=3)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.normal_(0, 0.3)
+            layer.running_var.uniform_(0.5, 2)
+    return trace(model, (torch.randn(2, 3, 32, 32),)).eval()
+
+
+def test_blocks_with_a_shape_of_their_own_are_found_and_others_not() -> None:
+    blocks = residual_blocks(_resnet())
+    assert [block.name for block in blocks] == ["layer1.0", "layer1.1", "layer2.1", "layer3.1"]
+    assert [len(block.body) for block in blocks] == [6] * 4  # two convolutions, two norms, ReLU, the sum
+    with pytest.raises(SurgeryError, match="no residual block"):
+        residual_blocks(trace(plain_cnn(channels=1, widths=(4, 4)), (torch.randn(2, 1, 8, 8),)))
+
+
+@pytest.mark.parametrize("make", [feed_forward_gates, recurrent_gates])
+@pytest.mark.parametrize("which", ["resnet", "vectors"])
+def test_open_gates_change_nothing_and_closed_ones_leave_the_shortcut(make: Any, which: str) -> None:
+    network = _resnet() if which == "resnet" else _network()
+    blocks = residual_blocks(network)
+    gated, logits = make(network, blocks)
+    gated, gates = with_gates(gated, [(name, 0) for name in logits])
+    gated = gate_blocks(gated, blocks, gates).eval()
+    x = torch.randn(5, *network.input_shapes[0])
+    with torch.no_grad():
+        assert all(bool(is_open.all()) for is_open in gated.route(x).opened.values())  # it leans that way
+        assert torch.equal(gated(x), network(x))
+        skipped = network.replaced({block.end: lambda a, b: b if len(a) else a for block in blocks})
+        with choosing(gated, lambda _, z: torch.zeros_like(z)):
+            found = gated(x)
+        with skipped:
+            ends = {block.end: block.start for block in blocks}
+            by_name = {node.name: node for node in network.nodes}
+            position = {end: by_name[end].inputs.index(start) for end, start in ends.items()}
+            with network.replaced({end: (lambda *v, p=p: v[p]) for end, p in position.items()}):
+                expected = network(x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_each_sample_goes_its_own_way_and_is_counted_so() -> None:
+    network = _resnet()
+    blocks = residual_blocks(network)
+    gated, logits = policy(network, len(blocks))
+    gated, gates = with_gates(gated, [(logits, k) for k in range(len(blocks))])
+    gated = gate_blocks(gated, blocks, gates).eval()
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 32, 32)
+    ways = torch.bernoulli(torch.full((8, len(blocks)), 0.5))
+    with torch.no_grad():
+        with choosing(gated, lambda _, z: ways):
+            together = gated.route(x)
+            dense = gated.all_answers(x)[-1]
+        alone = []
+        for i in range(8):
+            with choosing(gated, lambda _, z, i=i: ways[i : i + 1]):
+                alone.append(gated(x[i : i + 1]))
+    torch.testing.assert_close(together.answers, dense, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.answers, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert torch.equal(torch.stack([together.opened[g] for g in gates], 1), ways > 0)
+    assert torch.equal(executed(gated, together.opened), ways.long().sum(1))
+    by_node = macs_by_node(gated)
+    each = [sum(by_node[name] for name in block.body) for block in blocks]
+    fixed = sum(by_node.values()) - sum(each)
+    assert macs_of_samples(gated, together.left_at, together.opened).tolist() == [
+        fixed + sum(macs for macs, is_open in zip(each, way.tolist(), strict=True) if is_open) for way in ways
+    ]
+
+
+def test_channel_sets_are_the_first_channels_of_the_block() -> None:
+    network = _resnet()
+    blocks = residual_blocks(network)
+    gated, logits = recurrent_gates(network, blocks, 4, lean=0.0)
+    gated = split_blocks(gated, blocks, logits, 4).eval()
+    x = torch.randn(4, 3, 32, 32)
+    for sets in range(4):
+        with torch.no_grad(), choosing(gated, lambda _, z, a=sets: torch.full((len(z),), a)):
+            found, dense = gated.route(x), gated.all_answers(x)[-1]
+        torch.testing.assert_close(found.answers, dense, rtol=1e-4, atol=1e-5)
+        used = (sets + 1) / 4
+        edges = {}
+        for block in blocks:  # the second convolution of each block sees zeros behind the first sets
+            by_name = {node.name: node for node in network.nodes}
+            convolutions = [name for name in block.body if by_name[name].path.endswith("conv2")]
+            edges[convolutions[0], 0] = lambda v, u=used: v * (torch.arange(v.shape[1]) < u * v.shape[1])[:, None, None]
+        with torch.no_grad(), network.watched(edges):
+            expected = network.all_answers(x)[-1]
+        torch.testing.assert_close(found.answers, expected, rtol=1e-4, atol=1e-5)
+        macs = macs_of_samples(gated, found.left_at, found.opened)
+        own = sum(macs_by_node(gated)[name] for name in parts_of_gates(gated))
+        total, inside = macs_without_exits(network), sum(macs_by_node(network)[n] for b in blocks for n in b.body)
+        assert macs.tolist() == [total - inside + round(used * inside) + own] * 4
+    assert macs_without_exits(gated) == macs_without_exits(network)
+
+
+def test_gates_are_a_small_part() -> None:
+    network = trace(resnet_cifar(20), (torch.randn(2, 3, 32, 32),))
+    blocks = residual_blocks(network)
+    for gated in (recurrent_gates(network, blocks)[0], feed_forward_gates(network, blocks)[0], policy(network, 8)[0]):
+        extra = sum(macs_by_node(gated).values()) - macs_without_exits(network)
+        assert 0 < extra < 0.05 * macs_without_exits(network)
+
+
+def test_the_reward_is_that_of_the_paper() -> None:
+    right, used = torch.tensor([True, True, False, True]), torch.tensor([1.0, 0.0, 0.3, 0.5])
+    assert reward(right, used, 5.0).tolist() == [0.0, 1.0, -5.0, 0.75]
+    assert bounded(torch.tensor([0.0, 0.5, 1.0]), 0.8).tolist() == pytest.approx([0.2, 0.5, 0.8])
+
+
+def test_gates_that_learn_alone_give_no_gradient_to_what_they_look_at() -> None:
+    network = _network()
+    blocks = residual_blocks(network)
+    gated, logits = recurrent_gates(network, blocks)
+    gated, gates = with_gates(gated, [(name, 0) for name in logits])
+    gated = gate_blocks(gated, blocks, gates).train()
+    torch.manual_seed(0)
+    with choosing(gated, drawn, detached=True) as choices:
+        gated(torch.randn(6, 4))
+    assert choices.opened().shape == (6, 2)
+    choices.log_probabilities().sum().backward()
+    assert gated.get_submodule("first").get_submodule("0").weight.grad is None
+    assert float(gated.get_submodule("gates.out").weight.grad.abs().sum()) > 0
+    taken, logits_ = torch.cat(list(choices.taken.values()), 1), torch.cat(list(choices.logits.values()), 1)
+    p = torch.sigmoid(logits_)
+    torch.testing.assert_close(choices.log_probabilities(), torch.where(taken > 0, p, 1 - p).log())
+
+
+REINFORCED: dict[str, Any] = {"warm": 1, "epochs": 25, "alpha": 1.0, "reward_weight": 1.0, "lr": 0.01, "gate_lr": 3.0}
+STAGES: dict[str, Any] = {
+    "skip, reinforced": pj.SkipBlocks(warm=1, epochs=25, alpha=1.0, reward_weight=1.0, lr=0.01, gate_lr=3.0),
+    "skip, feed-forward": pj.SkipBlocks(
+        gates="feed-forward", warm=1, epochs=25, alpha=1.0, reward_weight=1.0, lr=0.01, gate_lr=3.0
+    ),
+    "drop": pj.DropBlocks(curriculum=25, epochs=5, penalty=2.0, policy_lr=0.01, lr=0.003, gate_lr=1.0, entropy=0.02),
+}
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_gates_learn_who_needs_which_block(name: str) -> None:
+    """The first block is computed for the samples that need it, the second for hardly any; accuracy stays."""
+    task = _task()
+    bench = Workbench(_network(), task)
+    before = answer(bench.network, task, task.valid)
+    STAGES[name].apply(bench)
+    after = answer(bench.network, task, task.valid)
+    right = [float((a.logits.argmax(1) == a.labels).double().mean()) for a in (before, after)]
+    assert right[0] > 0.99 and right[1] > 0.97
+    first, second = (after.opened[node.name] for node in bench.network.gates)
+    x = torch.cat([batch.args[0] for batch in task.batches(task.valid)])
+    needs = x[:, 1] < 0
+    assert float(first[needs].double().mean()) > 0.95 and float(first[~needs].double().mean()) < 0.3
+    assert float(second.double().mean()) < 0.2
+    assert not any("collapsed" in text for text in bench.warnings)
+
+
+def test_gumbel_gates_open_as_often_as_asked() -> None:
+    task = _task()
+    bench = Workbench(_network(), task)
+    pj.SkipBlocks(open=0.4, warm=5, epochs=20, lr=0.01, gate_lr=1.0).apply(bench)
+    found = answer(bench.network, task, task.valid)
+    share = float(torch.stack(list(found.opened.values())).double().mean())
+    assert abs(share - 0.4) < 0.15
+    assert float((found.logits.argmax(1) == found.labels).double().mean()) > 0.97
+
+
+def test_an_agent_uses_fewer_channels_where_that_costs_nothing() -> None:
+    """Both blocks think with their first half alone, so the second half is worth nothing."""
+    task = _task()
+    bench = Workbench(_network(), task)
+    pj.RouteChannels(sets=2, penalty=0.2, warm=0, epochs=16, lr=0.01, gate_lr=1.0).apply(bench)
+    found = answer(bench.network, task, task.valid)
+    assert float((found.logits.argmax(1) == found.labels).double().mean()) > 0.95
+    macs = macs_of_samples(bench.network, found.left_at, found.opened).double().mean()  # type: ignore[arg-type]
+    assert float(macs) < 0.75 * macs_without_exits(bench.network) + 500
+
+
+def test_a_policy_that_has_collapsed_is_told() -> None:
+    bench = Workbench(_network(), _task(128))
+    pj.SkipBlocks(warm=0, epochs=0).apply(bench)
+    assert any("every block is computed for every sample" in text for text in bench.warnings)
+    assert bench.facts["different ways"] == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (pj.SkipBlocks(epochs=0, warm=0), "the network has gates already"),
+        (pj.EarlyExits(after=("first.1",), epochs=1, saving=0.01), None),
+    ],
+)
+def test_what_comes_after_gates(stage: Any, message: str | None) -> None:
+    bench = Workbench(_network(), _task(128))
+    pj.SkipBlocks(warm=0, epochs=0).apply(bench)
+    if message is None:
+        with pytest.raises((SettingError, SurgeryError)):
+            stage.apply(bench)  # an exit within a block that not every sample enters
+    else:
+        with pytest.raises(SettingError, match=message):
+            stage.apply(bench)
+
+
+def test_gates_are_refused_where_they_make_no_sense() -> None:
+    early = Workbench(_resnet(), _task(128))
+    early.network.nodes = early.network.nodes
+    with pytest.raises(SettingError, match="cannot be split into 9 sets"):
+        pj.RouteChannels(sets=9, epochs=0, warm=0).apply(Workbench(_network(), _task(128)))
+    regression = Task(train=[], valid=[], loss=nn.functional.mse_loss, metric=pj.Metric("error", lambda a, b: a))
+    with pytest.raises(SettingError, match="rewards need classification"):
+        pj.DropBlocks(epochs=0).apply(Workbench(_network(), regression))
+
+
+def test_likeliest_is_a_half() -> None:
+    assert likeliest("", torch.tensor([[-0.1, 0.1]])).tolist() == [[0.0, 1.0]]
