@@ -2,6 +2,7 @@
 
 from penjing.dynamic.anytime import answers_in_time, best_answer
 from penjing.dynamic.calibration import calibrate_exits, temperature
+from penjing.dynamic.controller import Configuration, Controller, configurations
 from penjing.dynamic.early_exit import EarlyExits, attach_exits, places_for_exits
 from penjing.dynamic.routing import DropBlocks, RouteChannels, SkipBlocks
 from penjing.dynamic.slimmable import at_width, make_slimmable, measure_widths_
@@ -16,6 +17,8 @@ STAGES: dict[str, type[Stage]] = {
 __all__ = [
     "STAGES",
     "AtExits",
+    "Configuration",
+    "Controller",
     "DropBlocks",
     "EarlyExits",
     "RouteChannels",
@@ -26,6 +29,7 @@ __all__ = [
     "attach_exits",
     "best_answer",
     "calibrate_exits",
+    "configurations",
     "for_drop",
     "for_saving",
     "make_slimmable",

@@ -27,6 +27,7 @@ class Answers:
         left_at: (n,), at which exit each sample left; None for networks without exits and gates.
         at_exits: the answers of every exit to every sample, final one last; None for networks without exits.
         opened: by gate, (n,), whose gate was open.
+        names: of the answers in `at_exits`, such as "exit 0" or "width 0.5".
     """
 
     logits: Tensor
@@ -34,6 +35,7 @@ class Answers:
     left_at: Tensor | None = None
     at_exits: tuple[Tensor, ...] | None = None
     opened: Mapping[str, Tensor] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -71,6 +73,7 @@ def answer(network: nn.Module, task: Task, loader: Iterable[Any], *, exits: bool
         torch.cat([left_at for left_at, _ in ways]) if ways else None,
         tuple(torch.cat(parts) for parts in zip(*all_exits, strict=True)) if all_exits else None,
         _opened(ways),
+        tuple(dynamic.answer_names) if dynamic is not None and all_exits else (),
     )
 
 

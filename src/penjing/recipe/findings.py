@@ -59,7 +59,7 @@ def exits(task: Task, final: Answers) -> dict[str, Any] | None:
     if final.left_at is None or final.at_exits is None:
         return None
     n_ways = len(final.at_exits)
-    names = [*(f"exit {k}" for k in range(n_ways - 1)), "final"]
+    names = list(final.names) or [*(f"exit {k}" for k in range(n_ways - 1)), "final"]
     left = [final.left_at == k for k in range(n_ways)]
     share = [float(at.double().mean()) for at in left]
     if not isinstance(final.labels, Tensor):

@@ -111,10 +111,9 @@ class Gauge:
         alone = macs_of_answers(network)
         thresholds: list[float | None] = [*network.thresholds, None]
         for k, logits in enumerate(answers.at_exits):
-            final = k == len(answers.at_exits) - 1
             points.append(
                 OperatingPoint(
-                    "final" if final else f"exit {k}",
+                    answers.names[k],
                     metric_value(metric, logits, labels),
                     float(alone[k]),
                     at_exits[k],
