@@ -93,8 +93,10 @@ def test_each_sample_answers_as_if_it_were_alone(seed: int, batch: int, threshol
     with torch.no_grad():
         answers, left, opened = by_hand(network, x, float(torch.tensor(threshold)))
         found = network.route(x)
+        alone = torch.cat([network(x[i : i + 1]) for i in range(batch)])
     torch.testing.assert_close(found.answers, answers)
-    assert found.left_at.tolist() == left
+    torch.testing.assert_close(alone, answers)
+    assert network._alone is not None and found.left_at.tolist() == left
     nobody = torch.zeros(batch, dtype=torch.bool)
     for k, name in enumerate(("outer", "inner", "which")):
         assert found.opened.get(name, nobody).tolist() == [gates[k] for gates in opened]

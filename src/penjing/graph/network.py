@@ -41,6 +41,7 @@ from penjing.graph.node import (
 )
 from penjing.graph.ops import DTYPES, GATE
 from penjing.graph.program import (
+    Alone,
     Constants,
     Router,
     Routes,
@@ -105,6 +106,7 @@ _OWN = (
     "_as_set",
     "_constants",
     "_straight",
+    "_alone",
     "_per_sample",
     "_exits",
     "_parts",
@@ -148,6 +150,7 @@ class Network(nn.Module):
         self._as_set: list[Step] = []
         self._constants: Constants | None = None
         self._straight: Straight | None = None
+        self._alone: Alone | None = None
         self._per_sample: frozenset[str] = frozenset()
         self._exits: list[Node] = []
         self._parts = False
@@ -185,6 +188,8 @@ class Network(nn.Module):
         self._straight = Straight.of(self._rest, next(node.name for node in nodes if node.op == INPUT))
         self._as_set = self._routed
         self._parts = any(step.node.op in (EXIT, GATE) for step in self._routed)
+        first = next(node.name for node in nodes if node.op == INPUT)
+        self._alone = Alone.of(self._rest, first) if self._parts and len(self.input_shapes) == 1 else None
         self._nodes = tuple(nodes)
         self._per_sample = per_sample(nodes)
         weights = weights_of(nodes)
@@ -268,6 +273,10 @@ class Network(nn.Module):
                 return self._straight.run(self, {**fixed, self._straight.input_name: args[0]})
             return self._straight.run(self, {**fixed, **self.bind(args, kwargs)[0]})
         if not self.training and self._parts:
+            one = self._alone is not None and len(args) == 1 and args[0].shape == (1, *self.input_shapes[0])
+            if one and not self.limits and (fixed := self._fixed()) is not None:
+                assert self._alone is not None
+                return self._alone.run(self, {**fixed, self._alone.input_name: args[0]})
             return self.route(*args, **kwargs).answers
         program = self._program if self.training else self._routed
         return self._run(*self.bind(args, kwargs), program)[-1]
@@ -434,7 +443,7 @@ class Network(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_program", "_routed", "_rest", "_as_set", "_straight", "_constants"):
+        for name in ("_program", "_routed", "_rest", "_as_set", "_straight", "_alone", "_constants"):
             state[name] = None
         return state
 

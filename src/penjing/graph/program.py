@@ -105,57 +105,141 @@ class Step:
         return apply_operation(self.node.op, inputs, settings, device)
 
 
+BareCall = tuple[tuple[str, ...] | None, Callable[..., Any] | None, tuple[str, ...], str, tuple[str, ...]]
+"""A module's path or a function, the names of inputs and result, the results that nobody needs afterwards."""
+
+
+def _bare(step: Step) -> BareCall | None:
+    """A step as a bare call; None where sizes and devices are known only when it runs, or where it is none."""
+    node = step.node
+    if node.op == MODULE:
+        return tuple(node.path.split(".")), None, node.inputs, node.name, step.drop
+    if node.op not in OPERATIONS or node.op in (GATE, TAKE, PUT) or OPERATIONS[node.op].creates or step.has_size:
+        return None
+    function = OPERATIONS[node.op].function
+    return None, partial(function, **node.settings) if node.settings else function, node.inputs, node.name, step.drop
+
+
+def _make(calls: Sequence[BareCall], network: nn.Module, values: dict[str, Tensor]) -> None:
+    """Call one after another; `values` has what they need and gets what they give."""
+    for path, function, inputs, name, drop in calls:
+        call: Any = function
+        if path is not None:
+            call = network
+            for part in path:
+                call = call._modules[part]
+        if len(inputs) == 1:
+            values[name] = call(values.pop(inputs[0]) if drop else values[inputs[0]])
+        else:
+            values[name] = call(*[values[source] for source in inputs])
+            for done in drop:
+                del values[done]
+
+
 @dataclass(frozen=True)
 class Straight:
     """A program in which all samples go one way, as bare calls: in small networks the way between layers is half of the time.
 
     Attributes:
-        program: what it stands for.
         input_name: of the first input.
-        calls: where the module lies or what function to call, the names of inputs and result, which results to drop then.
-        output: what is made of the results in the end.
+        calls: the calls; output: what is made of the results in the end.
     """
 
-    program: list[Step]
     input_name: str
-    calls: tuple[
-        tuple[tuple[str, ...] | None, Callable[..., Tensor] | None, tuple[str, ...], str, tuple[str, ...]], ...
-    ]
+    calls: tuple[BareCall, ...]
     output: Node
 
     @classmethod
-    def of(cls, program: list[Step], input_name: str) -> "Straight | None":
+    def of(cls, program: Sequence[Step], input_name: str) -> "Straight | None":
         """None where samples may part, or where there are sizes and devices that are known only when it runs."""
-        calls: list[Any] = []
+        calls: list[BareCall] = []
         for step in program[:-1]:
-            node = step.node
-            if step.gates or node.op in (GATE, TAKE, PUT):
+            call = None if step.gates else _bare(step)
+            if call is None:
                 return None
-            if node.op == MODULE:
-                calls.append((tuple(node.path.split(".")), None, node.inputs, node.name, step.drop))
-            elif node.op in OPERATIONS and not OPERATIONS[node.op].creates and not step.has_size:
-                function = OPERATIONS[node.op].function
-                bare = partial(function, **node.settings) if node.settings else function
-                calls.append((None, bare, node.inputs, node.name, step.drop))
-            else:
-                return None
-        return cls(program, input_name, tuple(calls), program[-1].node)
+            calls.append(call)
+        return cls(input_name, tuple(calls), program[-1].node)
 
     def run(self, network: nn.Module, values: dict[str, Tensor]) -> Any:
         """The answer; `values` starts as the inputs."""
-        for path, function, inputs, name, drop in self.calls:
-            call: Any = function
-            if path is not None:
-                call = network
-                for part in path:
-                    call = call._modules[part]
-            if len(inputs) == 1:
-                values[name] = call(values.pop(inputs[0]) if drop else values[inputs[0]])
-            else:
-                values[name] = call(*[values[source] for source in inputs])
-                for done in drop:
-                    del values[done]
+        _make(self.calls, network, values)
         return answer_of(self.output, [values[name] for name in self.output.inputs])
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A program with exits and gates for a single sample, as bare calls: whatever parts samples is then a jump.
+
+    Attributes:
+        input_name: of the first input.
+        segments: gates that all must be open, calls between them, and the gate, put, exit or output that ends them.
+    """
+
+    input_name: str
+    segments: tuple[tuple[tuple[str, ...], tuple[BareCall, ...], Node | None], ...]
+
+    @classmethod
+    def of(cls, program: Sequence[Step], input_name: str) -> "Alone | None":
+        """None where sizes or devices are known only when it runs, or several tensors are answered."""
+        segments: list[tuple[tuple[str, ...], tuple[BareCall, ...], Node | None]] = []
+        calls: list[BareCall] = []
+        gates: tuple[str, ...] = ()
+        for step in program:
+            if step.gates != gates and calls:
+                segments.append((gates, tuple(calls), None))
+                calls = []
+            gates = step.gates
+            if step.node.op in _PARTING:
+                if step.node.settings.get("form") is not None:
+                    return None
+                segments.append((gates, tuple(calls), step.node))
+                calls, gates = [], step.gates
+                continue
+            if step.node.op == TAKE:  # whoever comes here is taken
+                calls.append((None, _same, step.node.inputs[:1], step.node.name, ()))
+                continue
+            call = _bare(step)
+            if call is None:
+                return None
+            calls.append(call)
+        return cls(input_name, tuple(segments))
+
+    def run(self, network: nn.Module, values: dict[str, Any]) -> Tensor:
+        """The answer to one sample; `values` starts as the inputs and the constants."""
+        is_open: dict[str, bool] = {}
+        logits: dict[str, list[float]] = {}
+        for gates, calls, end in self.segments:
+            if gates and not all(is_open.get(gate, False) for gate in gates):
+                continue
+            _make(calls, network, values)
+            if end is None:
+                continue
+            op, inputs = end.op, end.inputs
+            if op == GATE:
+                own = logits.get(inputs[0])
+                if own is None:
+                    own = logits[inputs[0]] = values[inputs[0]][0].tolist()
+                column = end.settings["column"]
+                is_open[end.name] = (
+                    own[column] > 0 if end.settings["rule"] == "above" else own.index(max(own)) == column
+                )
+            elif op == PUT:
+                values[end.name] = values[inputs[0] if is_open[inputs[2]] else inputs[1]]
+            elif op == EXIT:
+                answer: Tensor = values[inputs[0]]
+                if float(confidence(end, answer)) >= end.settings["threshold"]:
+                    return answer
+            else:
+                final: Tensor = values[inputs[0]]
+                return final
+        raise TraceError("network: its last node must be an output.")
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+_PARTING = (GATE, PUT, EXIT, OUTPUT)
 
 
 class Constants:
@@ -169,27 +253,30 @@ class Constants:
     def __init__(self, steps: Sequence[Step], wanted: Sequence[str]) -> None:
         self._steps, self._wanted = tuple(steps), tuple(wanted)
         self._paths = [step.node.path.rpartition(".") for step in steps if step.node.op == TENSOR]
-        self._state: list[tuple[int, int]] = []
-        self._values: dict[str, Tensor] = {}
+        self._held: list[tuple[dict[str, Any], str, Tensor, int, int]] = []
+        self._values: dict[str, Tensor] | None = None
 
     def values(self, network: nn.Module) -> dict[str, Tensor] | None:
         """The weights by name; None where gradients are wanted or representations stand between: nothing can be kept then."""
         if torch.is_grad_enabled():
             return None
-        state = []
+        if self._values is not None and all(
+            held.get(key) is tensor and tensor._version == version and tensor.data_ptr() == place
+            for held, key, tensor, version, place in self._held
+        ):
+            return self._values
+        self._values, self._held = None, []
         for owner_path, _, key in self._paths:
             owner = module_at(network, owner_path)
-            tensor: Tensor | None = owner._parameters.get(key)
-            tensor = owner._buffers.get(key) if tensor is None else tensor
+            held: dict[str, Any] = owner._parameters if owner._parameters.get(key) is not None else owner._buffers
+            tensor = held.get(key)
             if tensor is None or tensor.is_inference():
                 return None
-            state.append((tensor.data_ptr(), tensor._version))
-        if state != self._state:
-            found: dict[str, Tensor] = {}
-            for step in self._steps:
-                found[step.node.name] = step.apply(network, found, {}, torch.device("cpu"))
-            self._values = {name: found[name].detach().contiguous() for name in self._wanted}
-            self._state = state
+            self._held.append((held, key, tensor, tensor._version, tensor.data_ptr()))
+        found: dict[str, Tensor] = {}
+        for step in self._steps:
+            found[step.node.name] = step.apply(network, found, {}, torch.device("cpu"))
+        self._values = {name: found[name].detach().contiguous() for name in self._wanted}
         return self._values
 
 
@@ -394,6 +481,7 @@ class Router:
 
     def __init__(self, network: nn.Module, numbers: Mapping[str, int], last: int, samples: frozenset[str]) -> None:
         self._network, self._numbers, self._last, self._samples = network, numbers, last, samples
+        self._own = ""  # the result of the last put, if that is a tensor which nobody else has
 
     def run(
         self,
@@ -461,8 +549,16 @@ class Router:
         if node.op == PUT:
             inside, outside, gate = inputs
             if inside is None or outside is None:
+                self._own = node.name if self._own == node.inputs[1] else self._own
                 return outside
-            return inside if len(inside) == len(outside) else outside.index_copy(0, gate.nonzero().squeeze(1), inside)
+            if len(inside) == len(outside):
+                return inside
+            who = gate.nonzero().squeeze(1)
+            if self._own == node.inputs[1] in step.drop and not torch.is_grad_enabled():
+                self._own = node.name
+                return outside.index_copy_(0, who, inside)
+            self._own = node.name
+            return outside.index_copy(0, who, inside)
         if any(value is None for value in inputs):
             return None
         if node.op == TAKE:
