@@ -64,6 +64,7 @@ class Step:
         live_after: for an exit, the results that somebody does.
         has_size: its settings have sizes that are known only now.
         gates: between which takes and puts it lies, outermost first.
+        overwrites: a put that may write into what was outside: nobody else has it, and nobody needs it afterwards.
         edges, instead, look: see `Network.watched`, `replaced`, `seen`.
     """
 
@@ -73,6 +74,7 @@ class Step:
     live_after: tuple[str, ...]
     has_size: bool
     gates: tuple[str, ...] = ()
+    overwrites: bool = False
     edges: Mapping[int, Callable[[Tensor], Tensor]] | None = None
     instead: Callable[..., Tensor] | None = None
     look: Callable[[Tensor], None] | None = None
@@ -172,64 +174,66 @@ class Alone:
 
     Attributes:
         input_name: of the first input.
-        segments: gates that all must be open, calls between them, and the gate, put, exit or output that ends them.
+        segments: a gate that must be open, or None; calls; then what ends them: an operation, its inputs and its name, for
+            gates of one node of logits (name, column, rule) of each, for an exit its node.
     """
 
     input_name: str
-    segments: tuple[tuple[tuple[str, ...], tuple[BareCall, ...], Node | None], ...]
+    segments: tuple[tuple[str | None, tuple[BareCall, ...], str, tuple[str, ...], str, Any], ...]
 
     @classmethod
     def of(cls, program: Sequence[Step], input_name: str) -> "Alone | None":
         """None where sizes or devices are known only when it runs, or several tensors are answered."""
-        segments: list[tuple[tuple[str, ...], tuple[BareCall, ...], Node | None]] = []
+        segments: list[tuple[str | None, tuple[BareCall, ...], str, tuple[str, ...], str, Any]] = []
         calls: list[BareCall] = []
-        gates: tuple[str, ...] = ()
+        gate: str | None = None
         for step in program:
-            if step.gates != gates and calls:
-                segments.append((gates, tuple(calls), None))
+            node = step.node
+            here = step.gates[-1] if step.gates else None  # it is looked at only where the outer ones are open
+            if here != gate and calls:
+                segments.append((gate, tuple(calls), "", (), "", None))
                 calls = []
-            gates = step.gates
-            if step.node.op in _PARTING:
-                if step.node.settings.get("form") is not None:
+            gate = here
+            if node.op == TAKE:  # whoever comes here is taken
+                calls.append((None, _same, node.inputs[:1], node.name, ()))
+            elif node.op == GATE:
+                own = (node.name, node.settings["column"], node.settings["rule"])
+                if segments and not calls and segments[-1][2:4] == (GATE, node.inputs) and segments[-1][0] == gate:
+                    segments[-1] = (*segments[-1][:5], (*segments[-1][5], own))
+                else:
+                    segments.append((gate, tuple(calls), GATE, node.inputs, node.name, (own,)))
+                    calls = []
+            elif node.op in (PUT, EXIT, OUTPUT):
+                if node.settings.get("form") is not None:
                     return None
-                segments.append((gates, tuple(calls), step.node))
-                calls, gates = [], step.gates
-                continue
-            if step.node.op == TAKE:  # whoever comes here is taken
-                calls.append((None, _same, step.node.inputs[:1], step.node.name, ()))
-                continue
-            call = _bare(step)
-            if call is None:
-                return None
-            calls.append(call)
+                segments.append((gate, tuple(calls), node.op, node.inputs, node.name, node))
+                calls = []
+            else:
+                call = _bare(step)
+                if call is None:
+                    return None
+                calls.append(call)
         return cls(input_name, tuple(segments))
 
     def run(self, network: nn.Module, values: dict[str, Any]) -> Tensor:
         """The answer to one sample; `values` starts as the inputs and the constants."""
         is_open: dict[str, bool] = {}
-        logits: dict[str, list[float]] = {}
-        for gates, calls, end in self.segments:
-            if gates and not all(is_open.get(gate, False) for gate in gates):
+        for gate, calls, op, inputs, name, more in self.segments:
+            if gate is not None and not is_open.get(gate):
                 continue
-            _make(calls, network, values)
-            if end is None:
-                continue
-            op, inputs = end.op, end.inputs
-            if op == GATE:
-                own = logits.get(inputs[0])
-                if own is None:
-                    own = logits[inputs[0]] = values[inputs[0]][0].tolist()
-                column = end.settings["column"]
-                is_open[end.name] = (
-                    own[column] > 0 if end.settings["rule"] == "above" else own.index(max(own)) == column
-                )
-            elif op == PUT:
-                values[end.name] = values[inputs[0] if is_open[inputs[2]] else inputs[1]]
+            if calls:
+                _make(calls, network, values)
+            if op == PUT:
+                values[name] = values[inputs[0] if is_open[inputs[2]] else inputs[1]]
+            elif op == GATE:
+                own = values[inputs[0]][0].tolist()
+                for opened, column, rule in more:
+                    is_open[opened] = own[column] > 0 if rule == "above" else own.index(max(own)) == column
             elif op == EXIT:
                 answer: Tensor = values[inputs[0]]
-                if float(confidence(end, answer)) >= end.settings["threshold"]:
+                if float(confidence(more, answer)) >= more.settings["threshold"]:
                     return answer
-            else:
+            elif op == OUTPUT:
                 final: Tensor = values[inputs[0]]
                 return final
         raise TraceError("network: its last node must be an output.")
@@ -237,9 +241,6 @@ class Alone:
 
 def _same(x: Tensor) -> Tensor:
     return x
-
-
-_PARTING = (GATE, PUT, EXIT, OUTPUT)
 
 
 class Constants:
@@ -357,8 +358,23 @@ def compile_program(nodes: Sequence[Node]) -> list[Step]:
             raise TraceError(
                 f'network: the exit "{node.name}" is between a take and its put, where not every sample comes.'
             )
-        steps.append(Step(node, module_of, drop, live_after, sized, inside[node.name]))
+        overwrites = node.op == PUT and node.inputs[1] in drop and _is_own(node.inputs[1], nodes)
+        steps.append(Step(node, module_of, drop, live_after, sized, inside[node.name], overwrites))
     return steps
+
+
+_MAKE_NEW = ("add", "relu", "concat", "multiply", "subtract")
+"""Operations whose results share no memory with anything."""
+
+
+def _is_own(name: str, nodes: Sequence[Node]) -> bool:
+    """Whether a result shares its memory with no other result: its operation makes a new one, and so do those that read it."""
+    for node in nodes:
+        if node.name == name and node.op not in _MAKE_NEW:
+            return False
+        if name in node.inputs and node.op not in (*_MAKE_NEW, "mean", TAKE, PUT):
+            return False
+    return True
 
 
 def gates_around(nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
@@ -554,10 +570,10 @@ class Router:
             if len(inside) == len(outside):
                 return inside
             who = gate.nonzero().squeeze(1)
-            if self._own == node.inputs[1] in step.drop and not torch.is_grad_enabled():
-                self._own = node.name
-                return outside.index_copy_(0, who, inside)
+            is_own = step.overwrites or (self._own == node.inputs[1] and node.inputs[1] in step.drop)
             self._own = node.name
+            if is_own and not torch.is_grad_enabled():
+                return outside.index_copy_(0, who, inside)
             return outside.index_copy(0, who, inside)
         if any(value is None for value in inputs):
             return None
