@@ -44,7 +44,7 @@ def test_under_load_it_goes_narrower_and_comes_back() -> None:
         controller.observe(chosen, 3 * chosen.latency_ms)
     assert controller.slowdown == pytest.approx(3, rel=0.1)
     assert controller.within(9).name == "width 0.5"
-    for _ in range(8):
+    for _ in range(14):
         chosen = controller.within(9)
         controller.observe(chosen, chosen.latency_ms)
     assert controller.within(9).name == "width 1"
@@ -61,6 +61,13 @@ def test_the_target_is_held_under_a_changing_load() -> None:
         controller.observe(chosen, took)
     assert missed <= 6
     assert sum(load * TABLE[4].latency_ms > 9.0 for load in loads) == 150  # the whole network would miss half of them
+
+
+def test_one_interrupted_call_changes_nothing() -> None:
+    controller = Controller(TABLE)
+    for ratio in (1.0, 1.0, 20.0, 1.0, 1.0):
+        controller.observe(TABLE[4], ratio * TABLE[4].latency_ms)
+        assert controller.slowdown == pytest.approx(1.0)
 
 
 def test_a_battery_s_level_allows_work() -> None:

@@ -248,7 +248,7 @@ def test_a_policy_that_has_collapsed_is_told() -> None:
     bench = Workbench(_network(), _task(128))
     pj.SkipBlocks(warm=0, epochs=0).apply(bench)
     assert any("every block is computed for every sample" in text for text in bench.warnings)
-    assert bench.facts["different ways"] == 1
+    assert bench.facts["different ways on validation"] == 1 and bench.facts["open on validation, first"] == "100.0%"
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,14 @@ from torch import nn
 
 from penjing.dynamic.blocks import Block
 from penjing.errors import SettingError
-from penjing.graph import Group, Network, Node, branch, channel_groups, provable, with_layers
+from penjing.graph import Group, Grouping, Network, Node, branch, channel_groups, provable, with_layers
 from penjing.graph.ops import GATE, PUT, TAKE
 
 
-def hidden_groups(network: Network, blocks: Sequence[Block]) -> list[list[Group]]:
-    """For each block the groups of channels that live in it alone."""
-    owner = {node.name: node.path for node in network.nodes if node.path}
-    found = []
-    for block in blocks:
-        inside = {owner[name] for name in block.body if name in owner}
-        found.append([g for g in channel_groups(network).groups if set(g.layers) <= inside])
-    return found
+def hidden_groups(network: Network, grouping: Grouping, block: Block) -> list[Group]:
+    """The groups of channels that live in a block alone."""
+    paths = {node.path for node in network.nodes if node.name in block.body and node.path}
+    return [group for group in grouping.groups if set(group.layers) <= paths]
 
 
 def split_blocks(network: Network, blocks: Sequence[Block], logits: Sequence[str], sets: int) -> Network:
@@ -36,56 +32,55 @@ def split_blocks(network: Network, blocks: Sequence[Block], logits: Sequence[str
     """
     grouping = channel_groups(network)
     layers: dict[str, nn.Module] = {}
-    around: dict[str, list[Node]] = {}
-    before: dict[str, list[Node]] = {}
-    renamed: dict[str, str] = {}
-    by_name = {node.name: node for node in network.nodes}
-    for k, (block, groups) in enumerate(zip(blocks, hidden_groups(network, blocks), strict=True)):
-        if not groups:
-            raise SettingError(f'route-channels: the block "{block.name}" has no hidden channels of its own.')
-        for group in groups:
-            if group.n_channels < sets:
-                raise SettingError(
-                    f'route-channels: the {group.n_channels} channels of "{group.name}" cannot be split into {sets} sets; '
-                    f"take at most {group.n_channels}."
-                )
-        body = [by_name[name] for name in block.body]
-        gates = [f"{logits[k]}_gate_{a}" for a in range(sets)]
-        extra = [
-            Node(gate, GATE, (logits[k],), settings={"column": a, "rule": "largest"}) for a, gate in enumerate(gates)
-        ]
-        puts: list[Node] = []
-        source = block.start
-        for a, gate in enumerate(gates):
-            take = Node(f"{block.end}_take_{a}", TAKE, (block.start, gate))
-            if a + 1 < sets:
-                gone = {g.name: list(range(round((a + 1) * g.n_channels / sets), g.n_channels)) for g in groups}
-                chosen, _, _ = provable(network, grouping, gone)
-                where = f"sets_{a + 1}"
-                made = branch(network, grouping.removal(chosen), body, where, start={block.start: take.name})
-                layers |= made.modules
-                inside, result = made.nodes, made.names[block.end]
-            else:
-                inside = [
-                    replace(node, inputs=tuple(take.name if name == block.start else name for name in node.inputs))
-                    for node in body
-                ]
-                result = block.end
-            put = Node(f"{block.end}_put_{a}", PUT, (result, source, gate))
-            source = put.name
-            puts += [take, *inside, put]
-        before[block.body[0]] = [*extra, *puts]
-        renamed[block.end] = source
-        around[block.end] = []
+    renamed: dict[str, str] = {}  # by a block's sum, the last of the puts that stand for it
+    split = {block.body[0]: _split(network, grouping, block, logits[k], sets) for k, block in enumerate(blocks)}
     members = {name for block in blocks for name in block.body}
     nodes: list[Node] = []
     for node in network.nodes:
-        fresh = before.get(node.name, [])
-        inner = {n.name for n in fresh}
-        nodes += [
-            replace(n, inputs=tuple(renamed.get(name, name) if name not in inner else name for name in n.inputs))
-            for n in fresh
-        ]
-        if node.name not in members:
-            nodes.append(replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)))
+        own: list[Node] = []
+        if node.name in split:
+            own, modules = split[node.name]
+            layers |= modules
+            renamed[next(b.end for b in blocks if b.body[0] == node.name)] = own[-1].name
+        inside = {each.name for each in own}
+        for each in [*own, *([] if node.name in members else [node])]:
+            inputs = tuple(name if name in inside else renamed.get(name, name) for name in each.inputs)
+            nodes.append(replace(each, inputs=inputs))
     return with_layers(network, layers, nodes)
+
+
+def _split(
+    network: Network, grouping: Grouping, block: Block, logits: str, sets: int
+) -> tuple[list[Node], dict[str, nn.Module]]:
+    """The nodes in the place of a block's: gates, and for every number of sets take, narrower self, put; and its layers."""
+    groups = hidden_groups(network, grouping, block)
+    if not groups:
+        raise SettingError(f'route-channels: the block "{block.name}" has no hidden channels of its own.')
+    few = min(groups, key=lambda group: group.n_channels)
+    if few.n_channels < sets:
+        raise SettingError(
+            f'route-channels: the {few.n_channels} channels of "{few.name}" cannot be split into {sets} sets; '
+            f"take at most {few.n_channels}."
+        )
+    body = [node for node in network.nodes if node.name in block.body]
+    gates = [
+        Node(f"{logits}_gate_{a}", GATE, (logits,), settings={"column": a, "rule": "largest"}) for a in range(sets)
+    ]
+    nodes, layers, outside = list(gates), {}, block.start
+    for a, gate in enumerate(gates):
+        take = Node(f"{block.end}_take_{a}", TAKE, (block.start, gate.name))
+        if a + 1 < sets:
+            gone = {g.name: list(range(round((a + 1) * g.n_channels / sets), g.n_channels)) for g in groups}
+            chosen, _, _ = provable(network, grouping, gone)
+            made = branch(network, grouping.removal(chosen), body, f"sets_{a + 1}", start={block.start: take.name})
+            layers.update(made.modules)
+            inside, result = made.nodes, made.names[block.end]
+        else:
+            inside = [
+                replace(n, inputs=tuple(take.name if name == block.start else name for name in n.inputs)) for n in body
+            ]
+            result = block.end
+        put = Node(f"{block.end}_put_{a}", PUT, (result, outside, gate.name))
+        outside = put.name
+        nodes += [take, *inside, put]
+    return nodes, layers

@@ -72,6 +72,7 @@ class Controller:
         self.margin, self.inertia = margin, inertia
         self.slowdown = 1.0
         """How many times slower than measured calls are now, by what `observe` was told."""
+        self._ratios: list[float] = []
         self.frontier: list[Configuration] = []
         for point in sorted(table, key=lambda c: (c.latency_ms, -c.accuracy)):
             if not self.frontier or point.accuracy > self.frontier[-1].accuracy:
@@ -95,11 +96,12 @@ class Controller:
     def observe(self, chosen: Configuration, milliseconds: float) -> None:
         """Tell how long a call took, so that later choices know the load of the machine.
 
-        slowdown <- inertia * slowdown + (1 - inertia) * measured / table; a call that is slower than expected counts at once.
+        The median of measured / table of the last three calls counts, so that one that was interrupted does not: at once where
+        it is more than what is known, else slowdown <- inertia * slowdown + (1 - inertia) * median.
         """
-        ratio = milliseconds / chosen.latency_ms
-        smooth = self.inertia * self.slowdown + (1 - self.inertia) * ratio
-        self.slowdown = max(smooth, (self.slowdown + ratio) / 2) if ratio > self.slowdown else smooth
+        self._ratios = [*self._ratios[-2:], milliseconds / chosen.latency_ms]
+        median = sorted(self._ratios)[len(self._ratios) // 2]
+        self.slowdown = max(median, self.inertia * self.slowdown + (1 - self.inertia) * median)
 
     def on_battery(self, level: float, *, full_above: float = 0.8, least_below: float = 0.1) -> Configuration:
         """The configuration for a battery's level, 0 to 1: the best above one, the cheapest below the other, linear in between.

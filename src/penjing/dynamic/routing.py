@@ -61,21 +61,24 @@ class Routed(TrainedStage):
         def look() -> Json:
             network = bench.network.to(bench.accelerator.device)
             opened = answer(network, bench.task, bench.task.valid).opened
-            return {node.name: float(opened[node.name].double().mean()) for node in network.gates} | {
-                "ways": len(torch.unique(torch.stack([opened[node.name] for node in network.gates]), dim=1).T)
+            together = torch.stack([opened[node.name] for node in network.gates], 1)
+            return {
+                "open": [float(share) for share in together.double().mean(0)],
+                "ways": len(torch.unique(together, dim=0)),
             }
 
-        found = dict(bench.decide("gates", look))
-        ways = found.pop("ways")
+        found = bench.decide("gates", look)
         by_node = macs_by_node(bench.network)
         cost = sum(by_node[name] for name in parts_of_gates(bench.network)) / macs_without_exits(bench.network)
-        bench.facts["blocks with gates"] = [block.name for block in blocks]
-        bench.facts["open on validation"] = {name: round(share, 4) for name, share in found.items()}
-        bench.facts["different ways"] = ways
+        per_block = len(found["open"]) // len(blocks)
+        for k, block in enumerate(blocks):
+            shares = [f"{share:.1%}" for share in found["open"][k * per_block : (k + 1) * per_block]]
+            bench.facts[f"open on validation, {block.name}"] = ", ".join(shares)
+        bench.facts["different ways on validation"] = found["ways"]
         bench.facts["MACs of gates"] = f"{cost:.2%} of the network's"
         if cost > _MOST_OF_BACKBONE:
             bench.warn(f"The gates cost {cost:.1%} of the network's multiply-accumulates; that is much for deciding.")
-        self.warn_of_collapse(bench, list(found.values()), ways)
+        self.warn_of_collapse(bench, found["open"], found["ways"])
 
     def warn_of_collapse(self, bench: Workbench, shares: list[float], ways: int) -> None:
         """Tell where no sample is treated otherwise than the next."""
