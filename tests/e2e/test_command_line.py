@@ -129,6 +129,12 @@ def test_export_and_bench(finished: Path, penjing_says: Say, tmp_path: Path) -> 
     assert times[0]["speed"] == 1 and times[1]["speed"] > 0
     assert [row["backend"] for row in times] == ["dense", "auto", "onnxruntime"]
     assert [row["runtime"].split()[0] for row in times] == ["torch", "torch", "onnxruntime"]
+    answers = json.loads(
+        penjing_says(
+            "bench", source, "--answers", "--backend", "dense", "--rounds", 2, "--seconds", 0.02, "--json"
+        ).stdout
+    )
+    assert [row["answer"] for row in answers] == ["", "exit 0", "final"]
     alone = penjing_says("bench", source, "--backend", "auto", "--rounds", 2, "--seconds", 0.02, "--json").stdout
     assert [row["backend"] for row in json.loads(alone)] == ["auto"]
     assert "must be dense, auto or both" in one_line(penjing_says("bench", source, "--backend", "fast"))

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from penjing.dynamic import attach_exits, make_slimmable
+from penjing.dynamic.blocks import gate_blocks, residual_blocks
+from penjing.dynamic.gates import recurrent_gates, with_gates
 from penjing.errors import SettingError
 from penjing.export import export
 from penjing.export.onnx import run_onnx
 from penjing.graph import Network, trace
 from penjing.graph.node import CONFIDENCES
+from penjing.models import resnet_cifar
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -91,6 +94,19 @@ def test_each_width_and_exit_is_a_plain_network(network: Network, tmp_path: Path
         )
         sizes.append(done.size_bytes)
     assert sizes[2] < 0.5 * sizes[5]  # the last answer at half of the width
+
+
+def test_a_network_with_gates_is_written_with_all_of_its_blocks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = trace(resnet_cifar(8, width=4), (torch.randn(2, 3, 32, 32),)).eval()
+    blocks = residual_blocks(plain)
+    gated, logits = recurrent_gates(plain, blocks, lean=0.0)
+    gated, gates = with_gates(gated, [(name, 0) for name in logits])
+    gated = gate_blocks(gated, blocks, gates).eval()
+    export(gated, tmp_path / "x.onnx")
+    x = torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(run_onnx((tmp_path / "x.onnx").read_bytes(), [x])[0], gated(x), rtol=1e-4, atol=1e-5)
 
 
 def test_conditions_need_exits(network: Network, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from penjing import artifact, export, measurement
 from penjing.cli.main import print_json
 from penjing.errors import RunError, SettingError, nearest
 from penjing.files import check_sha256
-from penjing.graph import Network
+from penjing.graph import NEVER, Network, cut_out
 from penjing.inference import accelerate
 from penjing.recipe import STAGES, stage_table
 from penjing.report import write_report
 from penjing.training.stage import described
-from penjing.units import show_bytes
+from penjing.units import show_bytes, show_count
 
 _BACKENDS: dict[str, tuple[artifact.Backend, ...]] = {"dense": ("dense",), "auto": ("auto",), "both": ("dense", "auto")}
 _RUNTIMES: dict[str, tuple[measurement.Runtime, ...]] = {
@@ -109,8 +109,32 @@ def show_artifact(path: Path, sha256: str | None, as_json: bool, console: Consol
     console.print(f"input {shapes}", highlight=False)
     if network.thresholds:
         console.print(
-            "samples leave at confidences " + ", ".join(f"{t:.4f}" for t in network.thresholds), highlight=False
+            "samples leave at confidences "
+            + ", ".join("never" if t >= NEVER else f"{t:.4f}" for t in network.thresholds),
+            highlight=False,
+            soft_wrap=True,
         )
+        console.print(_answers_table(network))
+    if network.gates:
+        console.print(
+            f"{len(network.gates)} gates say for each sample what is computed; without them "
+            f"{show_count(measurement.macs_without_exits(network))} multiply-accumulates",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _answers_table(network: Network) -> Table:
+    """What each width and exit costs when it alone is computed; accuracy is in the report of the run that made the file."""
+    table = plain_table()
+    table.add_column("answer")
+    for column in ("multiply-accumulates", "parameters"):
+        table.add_column(column, justify="right")
+    macs = measurement.macs_of_answers(network)
+    for k, (name, cost) in enumerate(zip(network.answer_names, macs, strict=True)):
+        parameters = sum(p.numel() for p in cut_out(network, k).parameters())
+        table.add_row(name, show_count(cost), show_count(parameters))
+    return table
 
 
 def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console: Console, talk: Console) -> None:
@@ -148,7 +172,8 @@ def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console
 def _of_network(network: Network | None) -> dict[str, Any]:
     assert network is not None
     shapes = [[size if isinstance(size, int) else str(size) for size in shape] for shape in network.input_shapes]
-    return {"input_shapes": shapes, "exit_thresholds": network.thresholds}
+    answers = dict(zip(network.answer_names, measurement.macs_of_answers(network), strict=True))
+    return {"input_shapes": shapes, "exit_thresholds": network.thresholds, "macs": answers, "gates": len(network.gates)}
 
 
 def show_bench(
@@ -160,6 +185,7 @@ def show_bench(
     seconds: float,
     backend: str,
     runtime: str,
+    answers: bool,
     sha256: list[str],
     as_json: bool,
     console: Console,
@@ -192,6 +218,7 @@ def show_bench(
             seconds=seconds,
             backends=backends,
             runtimes=runtimes,
+            answers=answers,
         )
     base = timings[0].latency_ms.median
     if as_json:
@@ -214,7 +241,7 @@ def show_bench(
     for timing in timings:
         found = timing.latency_ms
         table.add_row(
-            timing.path,
+            f"{timing.path}, {timing.answer}" if timing.answer else timing.path,
             timing.runtime,
             f"{Path(timing.path).stat().st_size:,}",
             f"{found.median:.3f}",
@@ -222,7 +249,7 @@ def show_bench(
             f"{base / found.median:.2f}x",
         )
     console.print(table)
-    for timing in timings[1:]:
+    for timing in (timing for timing in timings[1:] if not timing.answer):
         ratio = base / timing.latency_ms.median
         if ratio < 1:
             console.print(
@@ -272,8 +299,9 @@ def show_export(
         print_json({**asdict(done), "path": str(done.path), "artifact_bytes": size})
         return
     console.print(
-        f"{done.path}: {done.size_bytes:,} bytes; the artifact, {size:,} bytes, is {done.size_bytes / size:.1f} times smaller\n"
-        f"outputs {', '.join(done.outputs)}; {done.runtime} and PyTorch differ by at most "
+        f"{done.path}: {done.size_bytes:,} bytes; the artifact, {size:,} bytes, "
+        + (f"is {done.size_bytes / size:.1f} times smaller\n" if size < done.size_bytes else "holds more than this\n")
+        + f"outputs {', '.join(done.outputs)}; {done.runtime} and PyTorch differ by at most "
         f"{done.largest_difference:.1e} relative",
         highlight=False,
         soft_wrap=True,

@@ -302,6 +302,9 @@ def bench(
         ),
     ] = "both",
     runtime: Annotated[str, typer.Option(help="What runs ONNX files: onnxruntime, openvino, both.")] = "onnxruntime",
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Of artifacts each width and exit by itself, too.")
+    ] = False,
     sha256: Annotated[
         list[str] | None,
         typer.Option(help="What the files must be, one for each in their order.", show_default=False),
@@ -312,7 +315,19 @@ def bench(
     from penjing.cli.describing import show_bench
 
     show_bench(
-        files, batch, length, threads, rounds, seconds, backend, runtime, sha256 or [], json_, out_console, err_console
+        files,
+        batch,
+        length,
+        threads,
+        rounds,
+        seconds,
+        backend,
+        runtime,
+        answers,
+        sha256 or [],
+        json_,
+        out_console,
+        err_console,
     )
 
 

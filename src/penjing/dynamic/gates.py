@@ -43,10 +43,10 @@ def feed_forward_gates(
     for k, block in enumerate(blocks):
         width = shapes[block.start][1]
         nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
-        layers |= {f"{GATES}.{k}.in": nn.Linear(width, HIDDEN), f"{GATES}.{k}.out": nn.Linear(HIDDEN, columns)}
+        layers |= {f"{GATES}.{k}.look": nn.Linear(width, HIDDEN), f"{GATES}.{k}.out": nn.Linear(HIDDEN, columns)}
         nodes += [
-            Node(f"gate_{k}_in", MODULE, (source,), f"{GATES}.{k}.in"),
-            Node(f"gate_{k}_relu", "relu", (f"gate_{k}_in",)),
+            Node(f"gate_{k}_look", MODULE, (source,), f"{GATES}.{k}.look"),
+            Node(f"gate_{k}_relu", "relu", (f"gate_{k}_look",)),
             Node(f"gate_{k}_logits", MODULE, (f"gate_{k}_relu",), f"{GATES}.{k}.out"),
         ]
         lean_(layers[f"{GATES}.{k}.out"], lean)
@@ -75,14 +75,14 @@ def recurrent_gates(
     state, shared = "", nn.Linear(HIDDEN, HIDDEN, bias=False)
     for k, block in enumerate(blocks):
         nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
-        layers[f"{GATES}.{k}.in"] = nn.Linear(shapes[block.start][1], HIDDEN)
+        layers[f"{GATES}.{k}.look"] = nn.Linear(shapes[block.start][1], HIDDEN)
         nodes += [
-            Node(f"gate_{k}_in", MODULE, (source,), f"{GATES}.{k}.in"),
+            Node(f"gate_{k}_look", MODULE, (source,), f"{GATES}.{k}.look"),
         ]
         if state:
             layers[f"{GATES}.state"] = shared
             nodes.append(Node(f"gate_{k}_before", MODULE, (state,), f"{GATES}.state"))
-            nodes.append(Node(f"gate_{k}_sum", "add", (f"gate_{k}_in", f"gate_{k}_before")))
+            nodes.append(Node(f"gate_{k}_sum", "add", (f"gate_{k}_look", f"gate_{k}_before")))
         state = f"gate_{k}_tanh"
         nodes += [
             Node(state, "tanh", (nodes[-1].name,)),
@@ -124,7 +124,7 @@ def policy(network: Network, columns: int, lean: float = 1.0, width: int = 8) ->
         means, source = _mean_of(network, "policy_mean", source, shape)
         nodes += means
     else:
-        call("in", nn.Linear(shape[-1], 4 * width))
+        call("look", nn.Linear(shape[-1], 4 * width))
         call("relu", nn.ReLU())
         inputs = 4 * width
     call("logits", nn.Linear(inputs, columns))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.onnx.ops import symbolic
 
-from penjing.errors import MissingError, SettingError
+from penjing.errors import MissingError, RunError, SettingError
 from penjing.export.conditions import with_conditions
 from penjing.export.integers import Integers
 from penjing.export.static import Export, Start, relative, start
@@ -107,6 +107,19 @@ def run_onnx(content: bytes, inputs: list[Tensor]) -> list[Tensor]:
     return [torch.from_numpy(y) for y in session.run(None, feeds)]
 
 
+def _written(*args: Any, **settings: Any) -> Any:
+    """What torch makes of a network. Raises: RunError: it cannot."""
+    try:
+        program = torch.onnx.export(*args, **settings)
+    except Exception as error:  # torch raises whatever its passes do
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RunError(
+            f"export: torch cannot write this network as ONNX ({lines[0] if lines else error!r})."
+        ) from error
+    assert program is not None
+    return program
+
+
 def _free(shape: tuple[int | Size, ...]) -> dict[int, Any]:
     """The dimensions of an input that may have any size: the batch, and the lengths that the network leaves open."""
     free = {0: torch.export.Dim.AUTO}
@@ -138,7 +151,7 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every optional package that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        program = _written(
             _Pairs(begun) if begun.in_integers else begun.static,
             tuple(begun.inputs.values()),
             dynamo=True,
@@ -147,7 +160,6 @@ def export_onnx(network: Network, path: str | Path, *, exit_at: int | None = Non
             output_names=list(begun.outputs),
             dynamic_shapes=(tuple(_free(shape) for shape in network.input_shapes),),
         )
-    assert program is not None
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph, proto):
         part.ClearField("metadata_props")  # the source lines that each node came from

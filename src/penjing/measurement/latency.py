@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penjing.artifact import Backend
+from penjing.artifact import Backend, load
 from penjing.errors import ArtifactError, RunError
 from penjing.measurement.record import Latency
 
@@ -28,6 +28,7 @@ class Timing:
         resident_bytes: the worker's resident size after it.
         runtime: what ran it.
         backend: how an artifact ran, see `artifact.load`; "onnxruntime" or "openvino" for an ONNX file, "executorch".
+        answer: the width or exit that was timed by itself; "" for the file as it runs.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Timing:
     resident_bytes: int
     runtime: str
     backend: str
+    answer: str = ""
 
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -133,17 +135,22 @@ class Worker:
 
 def take_turns(workers: Sequence[Worker], *, rounds: int = 5, seconds: float = 0.1) -> list[Timing]:
     """Time all of them, `rounds` times in turn, `seconds` each time."""
-    times: list[list[float]] = [[] for _ in workers]
-    resident = [0] * len(workers)
-    for worker in workers:
+    return _take_turns([(worker, None, "") for worker in workers], rounds, seconds)
+
+
+def _take_turns(ways: Sequence[tuple[Worker, int | None, str]], rounds: int, seconds: float) -> list[Timing]:
+    """The same for (worker, answer that all samples leave at, its name)."""
+    times: list[list[float]] = [[] for _ in ways]
+    resident = [0] * len(ways)
+    for worker, _, _ in ways:
         worker.wait_until_ready()
     for _ in range(rounds):
-        for i, worker in enumerate(workers):
-            found, resident[i] = worker.time(seconds)
+        for i, (worker, exit_at, _) in enumerate(ways):
+            found, resident[i] = worker.time(seconds, exit_at)
             times[i] += found
     return [
-        Timing(worker.path, _quartiles(ms), size, str(worker.runtime), worker.backend)
-        for worker, ms, size in zip(workers, times, resident, strict=True)
+        Timing(worker.path, _quartiles(ms), size, str(worker.runtime), worker.backend, name)
+        for (worker, _, name), ms, size in zip(ways, times, resident, strict=True)
     ]
 
 
@@ -166,17 +173,24 @@ def bench(
     seconds: float = 0.3,
     backends: Sequence[Backend] = ("dense",),
     runtimes: Sequence[Runtime] = ("onnxruntime",),
+    answers: bool = False,
 ) -> list[Timing]:
     """Time files against one another: artifacts once for each backend, ONNX files once for each runtime.
 
+    Args:
+        answers: of artifacts with several answers each width and exit by itself, too.
     Raises: ArtifactError: one of them cannot be loaded.
     """
     workers: list[Worker] = []
+    ways: list[tuple[Worker, int | None, str]] = []
     try:
         for path in paths:
+            names = load(path).answer_names if answers and Path(path).suffix not in (".onnx", ".pte") else []
             for backend in _ways(path, backends, runtimes):
                 workers.append(Worker(path, batch=batch, length=length, threads=threads, backend=backend))
-        return take_turns(workers, rounds=rounds, seconds=seconds)
+                ways.append((workers[-1], None, ""))
+                ways += [(workers[-1], k, name) for k, name in enumerate(names) if len(names) > 1]
+        return _take_turns(ways, rounds, seconds)
     finally:
         for worker in workers:
             worker.close()
