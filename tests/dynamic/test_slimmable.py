@@ -17,6 +17,7 @@ from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Network, channel_groups, cut_out, remove_channels, trace
 from penjing.measurement import answer, count_parameters, macs_of_answers
 from penjing.models import mobilenet, resnet_cifar, shufflenet
+from penjing.representation import representations
 from penjing.training import Fit, LearnFromLabels, Schedule, Task, Workbench, fit_, new_accelerator
 
 CLASSES = 3
@@ -178,6 +179,8 @@ def test_later_stages_and_files_keep_the_widths_together(small: Network) -> None
             torch.testing.assert_close(cut_out(loaded, k)(x), loaded(x))
     narrow, whole = cut_out(network, 0), cut_out(network, 1)
     values = set(whole.get_submodule("inner").weight.flatten().tolist())
+    assert len(encode(narrow)) < len(encode(whole)) < len(encode(network))
+    assert [r.kind for r in representations(narrow.get_submodule("inner"), "weight")] == ["codebook"]
     assert len(values) <= 8 and set(narrow.get_submodule("inner").weight.flatten().tolist()) <= values
 
 

@@ -25,7 +25,7 @@ from penjing.graph.modules import kind_of
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, needed, set_module, tensor_at
 from penjing.graph.ops import apply_operation
 from penjing.graph.program import in_order_of_answers, per_sample
-from penjing.graph.surgery import remove_channels
+from penjing.graph.surgery import remove_channels, slice_
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 
@@ -155,8 +155,9 @@ def _call(layer: nn.Module) -> tuple[str, dict[str, Any]] | None:
 def cut_out(network: Network, answer: int) -> Network:
     """One answer of a network as a network of its own, with whole layers: what that answer does not need is not there.
 
-    Weights that are computed from parameters alone become layers, under the path of the layer that they are a part of where
-    that is free. It answers bit for bit what the whole network answers there.
+    Weights that are slices of a layer's become that layer, cut, with their representations; what else is computed from
+    parameters alone becomes a layer of its own, under the path of the layer that it is a part of where that is free. It answers
+    bit for bit what the whole network answers there.
 
     Args:
         answer: the number of an exit, or the number of exits for the final answer.
@@ -178,7 +179,8 @@ def cut_out(network: Network, answer: int) -> Network:
     for node in nodes:
         if node.op in ("convolution", "linear") and all(name in learned for name in node.inputs[1:]):
             path = _free(node.scope or roots[node.inputs[1]], modules)
-            modules[path] = _layer(node, [learned[name] for name in node.inputs[1:]])
+            cut = _cut_layer(network, node, {n.name: n for n in nodes})
+            modules[path] = cut if cut is not None else _layer(node, [learned[name] for name in node.inputs[1:]])
             made.append(Node(node.name, MODULE, node.inputs[:1], path))
         else:
             made.append(node)
@@ -212,6 +214,40 @@ def _root(node: Node, nodes: Mapping[str, Node]) -> str:
             return ""
         node = nodes[node.inputs[0]]
     return node.path.rpartition(".")[0]
+
+
+def _cut_layer(network: Network, node: Node, nodes: Mapping[str, Node]) -> nn.Module | None:
+    """The layer whose weight and bias a node reads slices of, cut to them; None where it reads anything else."""
+    pieces: list[tuple[str, str, list[tuple[int, int, int]]]] = []
+    for name in node.inputs[1:]:
+        cuts: list[tuple[int, int, int]] = []
+        source = nodes[name]
+        while source.op == "slice" and source.settings["step"] == 1:
+            cuts.insert(0, (source.settings["dim"], source.settings["start"], source.settings["end"]))
+            source = nodes[source.inputs[0]]
+        owner, _, key = source.path.rpartition(".")
+        if source.op != TENSOR or not owner:
+            return None
+        pieces.append((owner, key, cuts))
+    owners, keys = {owner for owner, _, _ in pieces}, [key for _, key, _ in pieces]
+    layer = copy.deepcopy(network.get_submodule(pieces[0][0]))
+    own = ["weight", "bias"] if getattr(layer, "bias", None) is not None else ["weight"]
+    call = _call(layer)
+    if len(owners) > 1 or keys != own or call is None or call[0] != node.op:
+        return None
+    if {**call[1], "groups": 0} != {**node.settings, "groups": 0}:
+        return None
+    for _, key, cuts in pieces:
+        for dim, start, end in cuts:
+            size = getattr(layer, key).shape[dim]
+            slice_(layer, key, dim, torch.arange(*slice(start, end).indices(size)))
+    weight: Any = layer.weight
+    if node.op == "linear":
+        layer.out_features, layer.in_features = weight.shape
+    else:
+        layer.groups = node.settings["groups"]
+        layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+    return layer
 
 
 def _free(stem: str, modules: Mapping[str, nn.Module]) -> str:

@@ -58,6 +58,7 @@ class OperatingPoint:
         latency_ms: one sample, None where it was not measured.
         share: fraction of the samples that leave here under the stored thresholds.
         threshold: the stored one, None for the final answer.
+        own_bytes: of a file of this answer alone, None where that is not a network of its own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class OperatingPoint:
     latency_ms: Latency | None = None
     share: float | None = None
     threshold: float | None = None
+    own_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import zstandard
 from safetensors.torch import save
 from torch import Tensor
 
-from penjing.artifact import inspect, load
+from penjing.artifact import encode, inspect, load
 from penjing.files import write_atomically
-from penjing.graph import Network
+from penjing.graph import Network, cut_out
 from penjing.graph.network import INPUT
 from penjing.measurement import (
     Answers,
@@ -98,17 +98,17 @@ class Gauge:
             peak_memory_bytes=peak_memory_bytes(network),
             resident_bytes=own[1],
             layer_bytes=layer_bytes,
-            operating_points=self._operating_points(network, answers, macs, own[0], at_exits),
+            operating_points=self._operating_points(path, network, answers, macs, own[0], at_exits),
         )
 
     def _operating_points(
-        self, network: Network, answers: Answers, macs: Tensor, latency: Latency, at_exits: list[Latency]
+        self, path: Path, network: Network, answers: Answers, macs: Tensor, latency: Latency, at_exits: list[Latency]
     ) -> list[OperatingPoint]:
         if answers.at_exits is None or answers.left_at is None:
             return []
         metric, labels = self.task.metric, answers.labels
         points = []
-        alone = macs_of_answers(network)
+        alone, written = macs_of_answers(network), load(path, for_training=True)
         thresholds: list[float | None] = [*network.thresholds, None]
         for k, logits in enumerate(answers.at_exits):
             points.append(
@@ -119,6 +119,7 @@ class Gauge:
                     at_exits[k],
                     share=float((answers.left_at == k).double().mean()),
                     threshold=thresholds[k],
+                    own_bytes=len(encode(cut_out(written, k))),
                 )
             )
         mean = float(macs.double().mean())

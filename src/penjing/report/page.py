@@ -39,6 +39,7 @@ from penjing.report.tables import (
     operating_rows,
     pair_rows,
     say_pairs,
+    several_in_one,
     stage_facts,
     stage_rows,
 )
@@ -81,6 +82,7 @@ def render(report: Report, *, artifact_found: str) -> str:
             stages=stage_rows(report),
             facts=stage_facts(report),
             operating=operating_rows(report.final.operating_points),
+            several=several_in_one(report.final),
             final_set=set_name(report.final.data),
             valid_set=set_name(report.baseline_valid.data),
             n_changed_of=show_whole(report.changed.n) if report.changed else "",

@@ -90,11 +90,18 @@ def operating_rows(points: list[OperatingPoint]) -> list[tuple[str, list[Cell]]]
                 Cell(show_count(point.macs)),
                 _point_latency(point),
                 Cell("" if point.share is None else show_percent(point.share, 1)),
-                Cell("" if point.threshold is None else f"{point.threshold:.3g}"),
+                Cell("" if point.threshold is None else "never" if point.threshold > 1 else f"{point.threshold:.3g}"),
+                Cell("" if point.own_bytes is None else f"{point.own_bytes:,}"),
             ],
         )
         for point in points
     ]
+
+
+def several_in_one(final: Record) -> tuple[str, str] | None:
+    """Bytes of the file with all answers, and of one file for each; None where they were not counted."""
+    alone = [point.own_bytes for point in final.operating_points if point.own_bytes is not None]
+    return (show_whole(final.file_bytes), show_whole(sum(alone))) if len(alone) > 1 else None
 
 
 def change_rows(changed: Changed) -> list[tuple[str, str, str]]:
