@@ -13,7 +13,7 @@ from penjing.graph.ops import GATE
 
 HIDDEN = 10
 """Numbers that a gate thinks in, as in SkipNet."""
-GATES = "gates"
+GATES = "routing"
 """Where layers of gates live."""
 
 
