@@ -91,7 +91,9 @@ def test_singular_moments_do_no_harm() -> None:
     assert not (second @ first).any() and first.isfinite().all()
 
 
-def test_refitted_is_least_squares() -> None:
+@pytest.mark.parametrize("seed", range(60))
+def test_refitted_is_least_squares(seed: int) -> None:
+    torch.manual_seed(seed)
     weight, basis, moment = torch.randn(4, 9).double(), torch.randn(3, 9).double(), _moment(9)
     found = refitted(weight, basis, moment, damping=0.0)
     expected = weight @ moment @ basis.T @ torch.linalg.inv(basis @ moment @ basis.T)

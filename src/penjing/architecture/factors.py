@@ -18,6 +18,8 @@ from penjing.errors import SettingError
 DAMPING = 1e-3
 """Of the mean second moment of an input, added to all of them: directions that no sample had still count a little."""
 _TINY = 1e-150
+_SAME = 1e-10
+"""Directions that differ by less, relative to the largest, say the same: rounding alone must not tell them apart."""
 
 
 def svd_factors(
@@ -101,7 +103,8 @@ def refitted(weight: Tensor, basis: Tensor, moment: Tensor, *, damping: float = 
     # rows of one size: what counts as no direction of its own must not depend on how a factor is scaled
     size = seen.norm(dim=1).clamp_min(_TINY)
     target = as_float64(weight, 2) @ root
-    return torch.linalg.lstsq((seen / size[:, None]).T, target.T, driver="gelsy").solution.T / size
+    found = torch.linalg.lstsq((seen / size[:, None]).T, target.T, rcond=_SAME, driver="gelsy")
+    return found.solution.T / size
 
 
 def root_of(moment: Tensor, damping: float = DAMPING) -> Tensor:
