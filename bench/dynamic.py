@@ -1,7 +1,9 @@
 """Is skipped work really skipped? Dynamic networks against the times of the parts that they execute, and of their full selves.
 
     python bench/dynamic.py                  early exit, SkipNet, BlockDrop, channel sets on ResNet-20; widths
-    python bench/dynamic.py trained.pj       wall-clock of trained networks under their own thresholds and gates, see --data
+    python bench/dynamic.py trained.pj --samples RUN/latency-samples.safetensors
+                                             wall-clock of trained networks under their own thresholds and gates, against their
+                                             full selves, on the samples that a run keeps for timing
 
 For each technique and batch size: the time of one call (dynamic), the sum of the times of the parts that it executed, each
 measured by itself with as many samples as went there (parts), and the time of what decides (gates: gates, exits' heads).
@@ -20,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from penjing.artifact import load
@@ -281,20 +284,20 @@ def row_text(row: dict[str, float | str | bool]) -> str:
     )
 
 
-def trained_rows(paths: list[Path], rounds: int) -> list[dict[str, float | str | bool]]:
-    """Wall-clock of files with exits or gates against their full selves, on random images at batch 1, sample by sample."""
+def trained_rows(paths: list[Path], samples: Path, rounds: int) -> list[dict[str, float | str | bool]]:
+    """Wall-clock of files with exits or gates against their full selves, at batch 1, sample by sample."""
+    images = load_file(samples)["0"]
+    x = list(images.split(1))
     rows = []
     for path in paths:
         network = load(path)
         full = replace_gates(network)
-        images = torch.randn(32, *network.input_shapes[0])  # type: ignore[arg-type]
-        x = [images[i : i + 1] for i in range(32)]
         found = medians(
             {"dynamic": partial(one_by_one, network, x), "full": partial(one_by_one, full, x)},
             max(rounds // 8, 5),
         )
         rows.append({"technique": path.name, "ratio": round(found["dynamic"] / found["full"], 3)})
-        print(f"{path.name}: {found['dynamic'] / 32:.3f} ms of {found['full'] / 32:.3f} a sample", flush=True)
+        print(f"{path.name}: {found['dynamic'] / len(x):.3f} ms of {found['full'] / len(x):.3f} a sample", flush=True)
     return rows
 
 
@@ -320,11 +323,14 @@ def replace_gates(network: Network) -> Network:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="trained artifacts to time against their full selves")
+    parser.add_argument("--samples", type=Path, help="safetensors with the samples, (n, ...), under 0")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = trained_rows(arguments.files, arguments.rounds) if arguments.files else []
+    if arguments.files and arguments.samples is None:
+        parser.error("files need --samples: on random numbers a trained network goes other ways than on data")
+    rows = trained_rows(arguments.files, arguments.samples, arguments.rounds) if arguments.files else []
     if not arguments.files:
         rows = [*parts_rows(arguments.rounds), *width_rows(arguments.rounds)]
     if arguments.json:

@@ -99,7 +99,7 @@ def policy(network: Network, columns: int, lean: float = 1.0, width: int = 8) ->
     The image at a quarter of its places, 3x3 convolutions of `width`, 2 `width` and 4 `width` channels, the last two of stride
     2, each with batch norm and ReLU, mean over places, a linear layer; for vectors two linear layers.
     Returns: the network and the name of the node that gives the logits, (batch, columns).
-    Source: Wu et al. 2018 (BlockDrop), arXiv:1711.08393, section 3.1 (there a ResNet-8; this costs a hundredth of ResNet-20).
+    Source: Wu et al. 2018 (BlockDrop), arXiv:1711.08393, section 3.1 (there a ResNet-8; this costs 0.5 % of ResNet-20).
     """
     first = next(node for node in network.nodes if node.op == INPUT)
     shape = node_shapes(network)[first.name]

@@ -128,7 +128,7 @@ class DropByPolicy(GatesLearn):
     """A policy that sees the input learns which blocks to compute: a reward, the greedy choice as its critic, a curriculum.
 
     -(R(u) - R(greedy)) sum_k log pi_k(u_k) - entropy_weight * H, probabilities bounded while they are drawn from. In the first
-    phase only the policy learns, and after t of n epochs only the last t / n of the blocks are its choice, the others are
+    phase only the policy learns, and in epoch t of n only the last 1.25 t / n of the blocks are its choice, the others are
     computed. Jointly, the network learns from the labels too, along the way that was drawn.
 
     Args:
@@ -204,7 +204,7 @@ class ValueOfActions(GatesLearn):
     Args:
         penalty: p < 0 for computing all sets of a block.
         alpha: weight of the sample's loss.
-        explore: epsilon at the first and at the last step.
+        explore: epsilon at the first step, and from 70 % of the steps on; linear in between.
         agent: without it only the network learns.
     Source: Lin et al. 2017, Runtime Neural Pruning, NIPS, sections 3.2 to 3.4; the penalty is divided by k - 1, so that it
     does not depend on the number of sets.

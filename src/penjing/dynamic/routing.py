@@ -17,7 +17,6 @@ from penjing.dynamic.route_training import (
     ValueOfActions,
 )
 from penjing.errors import SettingError
-from penjing.graph import Network
 from penjing.measurement import answer, macs_by_node, macs_without_exits
 from penjing.shapes import Json
 from penjing.training import Part, Schedule, TrainedStage, Workbench
@@ -190,8 +189,3 @@ class RouteChannels(Routed):
             bench.warn(
                 "The policy has collapsed: all samples use the same channels. Change the penalty, or train longer."
             )
-
-
-def executed(network: Network, opened: dict[str, torch.Tensor]) -> torch.Tensor:
-    """How many gated blocks each sample computed, (n,), int64."""
-    return torch.stack([opened[node.name].long() for node in network.gates]).sum(0)

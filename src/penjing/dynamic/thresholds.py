@@ -39,7 +39,7 @@ class AtExits:
 
     @classmethod
     def of(cls, network: Network, answers: Answers) -> "AtExits":
-        """From a network's answers to a set with labels."""
+        """From a network's answers to a set with labels, classes (n,) from logits (n, classes)."""
         assert answers.at_exits is not None
         sure = [confidence(node, logits) for node, logits in zip(network.exits, answers.at_exits[:-1], strict=True)]
         right = torch.stack([correct(logits, answers.labels) for logits in answers.at_exits])
