@@ -40,20 +40,8 @@ from penjing.graph.node import (
     tensor_at,
 )
 from penjing.graph.ops import DTYPES, GATE
-from penjing.graph.program import (
-    Alone,
-    Constants,
-    Router,
-    Routes,
-    Step,
-    Straight,
-    compile_program,
-    evaluated,
-    needed,
-    per_sample,
-    weights_of,
-    without_constants,
-)
+from penjing.graph.program import Step, compile_program, evaluated, needed, per_sample, weights_of
+from penjing.graph.running import Alone, Constants, Router, Routes, Straight, without_constants
 from penjing.graph.sizes import BATCH, Size, resolve
 
 CONSTANTS = "constants."
@@ -292,7 +280,7 @@ class Network(nn.Module):
         return ExitOutputs(pytree.tree_leaves(self._run(*self.bind(args, kwargs))))
 
     def route(self, *args: Tensor, **kwargs: Tensor) -> Routes:
-        """Compute with every sample on its own way, see `graph.program`, and tell which it was.
+        """Compute with every sample on its own way, see `graph.running`, and tell which it was.
 
         A sample leaves at the first exit k where its confidence >= threshold_k, and is computed between a take and a put only
         where the gate is open. The order of the samples is kept.
