@@ -35,6 +35,13 @@ CLAIMS: dict[str, str] = {
     "depthwise-separable": "depthwise_separable",
     "low-rank": "low_rank",
     "compact-networks": "compact_networks",
+    "early-exit": "early_exit",
+    "msdnet": "msdnet",
+    "slimmable": "slimmable",
+    "universally-slimmable": "universally_slimmable",
+    "skipnet": "skipnet",
+    "blockdrop": "blockdrop",
+    "runtime-neural-pruning": "runtime_neural_pruning",
 }
 """By its word on the command line, the file of each claim."""
 

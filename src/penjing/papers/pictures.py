@@ -93,6 +93,35 @@ def dots(
     )
 
 
+def pictures_in_rows(rows: Mapping[str, Sequence[str]], *, title: str, side: int = 44) -> alt.Chart:
+    """Pictures, given as data addresses, in labelled rows."""
+    values = [
+        {"row": row, "column": k, "address": address} for row, own in rows.items() for k, address in enumerate(own)
+    ]
+    return (
+        alt.Chart(alt.Data(values=values))
+        .mark_image(width=side, height=side)
+        .encode(
+            x=alt.X("column:O", axis=None),
+            y=alt.Y("row:N", title=None, sort=list(rows), axis=alt.Axis(labelLimit=260)),
+            url="address:N",
+        )
+        .properties(title=title, width=alt.Step(side + 4), height=alt.Step(side + 4))
+    )
+
+
+def grid(rows: Sequence[Row], x: str, y: str, value: str, *, title: str, order: Sequence[str] = ()) -> alt.LayerChart:
+    """A table of numbers with coloured cells, the means over seeds; `order` of the x."""
+    base = alt.Chart(alt.Data(values=[dict(row) for row in rows])).encode(
+        x=alt.X(f"{x}:N", title=x, sort=list(order) or None), y=alt.Y(f"{y}:N", title=y, sort=None)
+    )
+    cells = base.mark_rect().encode(
+        color=alt.Color(f"mean({value}):Q", title=value, scale=alt.Scale(range=[LIGHT.paper, _RANGE[0]]))
+    )
+    text = base.mark_text(fontSize=10).encode(text=alt.Text(f"mean({value}):Q", format=".0f"))
+    return alt.layer(cells, text).properties(title=title, width=alt.Step(44), height=alt.Step(24))
+
+
 def side_by_side(*charts: alt.LayerChart, same_arms: bool = True) -> alt.HConcatChart:
     """Several pictures in one; with the same arms in all of them one legend serves for all."""
     return alt.hconcat(*charts, spacing=40).resolve_scale(color="shared" if same_arms else "independent")

@@ -1,4 +1,4 @@
-"""The claims about teachers and averages: every arm runs and every check is read from it; networks are the papers' sizes."""
+"""Claims on pictures: every arm runs and every check is read from it; networks are the papers' sizes."""
 
 import math
 from pathlib import Path
@@ -49,6 +49,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "teacher-assistant": {"depths": (4, 6), "teacher_epochs": 1, "epochs": 1},
     "ensemble-distillation": {"members": 2, "epochs": 1, "student_epochs": 1, "widths": (4, 4)},
     "weight-averaging": {"epochs": 2, "averaged": 1},
+    "early-exit": {"epochs": 1, "sweep": (0.3,), "shown": 2},
+    "msdnet": {"epochs": 1, "budget": 0.8, "sweep": (0.5, 0.8), "shown": 2, "blocks": 2, "growth": 2, "batch_size": 10},
+    "slimmable": {"epochs": 1, "widths": (0.5, 1.0)},
+    "universally-slimmable": {"epochs": 1, "judged": (0.25, 0.54, 1.0), "samples": 20},
+    "skipnet": {"epochs": 1, "more_epochs": 1, "alphas": (0.5, 1.0), "shown": 2},
+    "blockdrop": {"epochs": 1, "more_epochs": 1, "policy_epochs": 1, "penalties": (0.5, 2.0), "shown": 2},
+    "runtime-neural-pruning": {"epochs": 1, "more_epochs": 2, "warm": 1, "penalties": (0.01, 0.03), "shown": 2},
 }
 
 
@@ -57,7 +64,8 @@ class RandomPictures(Laboratory):
 
     def splits(self, name: str, **settings: Any) -> Splits:
         generator = torch.Generator().manual_seed(0)
-        shape = (1, 28, 28) if name == "mnist" else (3, 16, 16)
+        side = settings.get("size", 16)
+        shape = (1, 28, 28) if name == "mnist" else (3, side, side)
         change = random_affine() if settings.get("augment") else None
 
         def part(n: int, shuffle: bool = False) -> Any:

@@ -1,0 +1,196 @@
+"""A policy that sees the image once says which blocks of the network it needs."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import Field
+
+from penjing.dynamic.blocks import gate_blocks, residual_blocks
+from penjing.dynamic.gates import policy, with_gates
+from penjing.dynamic.route_training import DropByPolicy
+from penjing.graph import Network
+from penjing.models import resnet_cifar
+from penjing.papers.claim import Arms, Check, Claim, Figures
+from penjing.papers.laboratory import Laboratory, cloned
+from penjing.papers.small_pictures import small_pictures
+from penjing.papers.ways import best_without, found_on_test, picture_of_ways, random_ways, without_blocks
+from penjing.settings import Settings
+from penjing.training import LearnFromLabels, Schedule
+
+PLAIN, STATIC = "plain", "fixed blocks"
+
+
+class Experiment(Settings):
+    """ResNet-20 on small pictures of CIFAR-10; seven of its nine blocks can be skipped."""
+
+    label = "blockdrop experiment"
+    penalties: tuple[float, ...] = Field(default=(0.5, 2.0, 8.0), description="for a wrong answer, gamma; rising")
+    judged: float = Field(default=2.0, description="the penalty that is compared")
+    policy_epochs: int = Field(default=8, description="in which the policy alone learns, the last blocks first")
+    policy_lr: float = Field(default=2e-3, description="of it, AdamW")
+    gate_lr: float = Field(default=10.0, description="how many times faster the policy learns while both do")
+    images: int = Field(default=10_000, description="to learn from")
+    size: int = Field(default=16, description="pixels of a side")
+    epochs: int = Field(default=16, description="of the network alone")
+    more_epochs: int = Field(default=8, description="of both, at a tenth of the rate")
+    batch_size: int = 128
+    lr: float = Field(default=0.1, description="SGD, cosine")
+    weight_decay: float = 5e-4
+    shown: int = Field(default=10, description="pictures a row with the fewest and the most blocks")
+
+
+def dropping(penalty: float) -> str:
+    """The arm of a penalty."""
+    return f"gamma {penalty:g}"
+
+
+def arms(settings: Experiment) -> tuple[str, ...]:
+    """Without a policy; with one, for several penalties; fixed blocks."""
+    return (PLAIN, *(dropping(penalty) for penalty in settings.penalties), STATIC)
+
+
+def with_policy(network: Network) -> Network:
+    """With a policy in front that opens or shuts each block that can be skipped."""
+    blocks = residual_blocks(network)
+    network, logits = policy(network, len(blocks))
+    network, gates = with_gates(network, [(logits, k) for k in range(len(blocks))])
+    return gate_blocks(network, blocks, gates)
+
+
+def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
+    """Train; accuracy on the test images in percent, and how many blocks they take."""
+    task = small_pictures(laboratory, settings.images, settings.size, settings.batch_size)
+    plain = laboratory.build(lambda: resnet_cifar(20), task)
+    first = Schedule(
+        epochs=settings.epochs, lr=settings.lr, optimizer="sgd", weight_decay=settings.weight_decay, warmup=0.1
+    )
+    second = first.model_copy(update={"epochs": settings.more_epochs, "lr": settings.lr / 10})
+    if arm == PLAIN:
+        laboratory.train(plain, task, first)
+        laboratory.leave("first", cloned(plain.state_dict()))
+        laboratory.train(plain, task, second, name="second")
+        laboratory.leave(PLAIN, cloned(plain.state_dict()))
+        return {"accuracy": laboratory.percent_correct(plain, task)}
+    plain.load_state_dict(laboratory.left("first"))
+    if arm == STATIC:
+        n_blocks = len(residual_blocks(plain))
+        dropped = best_without(plain, task, round(n_blocks * (1 - before[dropping(settings.judged)]["computed"])))
+        network = without_blocks(plain, dropped)
+        laboratory.train(network, task, second)
+        return {"accuracy": laboratory.percent_correct(network, task), "dropped": list(dropped)}
+    penalty = next(penalty for penalty in settings.penalties if arm == dropping(penalty))
+    network = with_policy(plain)
+    plain.load_state_dict(laboratory.left(PLAIN))
+    alone = first.model_copy(
+        update={
+            "epochs": settings.policy_epochs,
+            "lr": settings.policy_lr,
+            "optimizer": "adamw",
+            "weight_decay": 0.0,
+        }
+    )
+    laboratory.train(network, task, alone, [DropByPolicy(penalty, joint=False)], "policy")
+    alone_found = found_on_test(network, plain, task)
+    joint = DropByPolicy(penalty, joint=True)
+    joint.gate_lr = settings.gate_lr
+    laboratory.train(network, task, second, [LearnFromLabels(), joint])
+    shown = settings.shown if penalty == settings.judged else 0
+    found = found_on_test(network, plain, task, shown=shown)
+    if shown:
+        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
+    return found | {f"policy alone, {what}": alone_found[what] for what in ("accuracy", "computed", "ways")}
+
+
+def checks(settings: Experiment) -> tuple[Check, ...]:
+    """Against the plain network, random and fixed ways; the penalty; who needs more; what joint training mends."""
+    judged = dropping(settings.judged)
+    return (
+        Check(
+            "at most 1 pp below the network without a policy",
+            "ResNet-110 on CIFAR-10: 93.6 instead of 93.2 %",
+            lambda arms: arms[judged]["accuracy"] - arms[PLAIN]["accuracy"],
+            -1.0,
+        ),
+        Check(
+            "with at most 75 % of the blocks that can be skipped",
+            "16.9 of 54 blocks",
+            lambda arms: 100 * (0.75 - arms[judged]["computed"]),
+            unit="%",
+        ),
+        Check(
+            "at least 2 pp better than the same network with as many blocks at random",
+            "random policies are far worse (recalled)",
+            lambda arms: arms[judged]["accuracy"] - arms[judged]["random"],
+            2.0,
+        ),
+        Check(
+            "at least as good as a network without the least important blocks, trained as long",
+            "the same",
+            lambda arms: arms[judged]["accuracy"] - arms[STATIC]["accuracy"],
+        ),
+        Check(
+            "the higher the penalty for wrong answers, the more blocks",
+            "gamma sets the trade-off (section 3.2)",
+            lambda arms: min(
+                100 * (arms[dropping(b)]["computed"] - arms[dropping(a)]["computed"])
+                for a, b in pairwise(settings.penalties)
+            ),
+            unit="%",
+        ),
+        Check("not all pictures go the same way", "469 ways", lambda arms: arms[judged]["ways"] - 1, 1.0, "ways"),
+        Check(
+            "hard pictures take more blocks than easy ones",
+            "harder images use more (recalled)",
+            lambda arms: 100 * (arms[judged]["computed for hard"] - arms[judged]["computed for easy"]),
+            unit="%",
+        ),
+        Check(
+            "training both together is better than the policy alone",
+            "93.6 instead of 75.4 %",
+            lambda arms: arms[judged]["accuracy"] - arms[judged]["policy alone, accuracy"],
+        ),
+        *(
+            Check(
+                f"at least 20 % less time than the plain network in batches of {batch}",
+                "20 % on average on ImageNet",
+                lambda arms, batch=batch: 100 * (1 - arms[judged][f"time at batch {batch}"]),  # type: ignore[misc]
+                20.0,
+                "%",
+            )
+            for batch in (1, 32)
+        ),
+    )
+
+
+def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
+    """Accuracy against blocks; which blocks serve which class; who takes the fewest and the most."""
+    rows: list[dict[str, Any]] = []
+    for seed, own in found.items():
+        for penalty in settings.penalties:
+            of = own[dropping(penalty)]
+            rows.append({"arm": "policy and network", "seed": seed, "x": of["computed"], "y": of["accuracy"]})
+            alone = {"x": of["policy alone, computed"], "y": of["policy alone, accuracy"]}
+            rows.append({"arm": "policy alone", "seed": seed, **alone})
+        judged = own[dropping(settings.judged)]
+        rows.append({"arm": "the same blocks at random", "seed": seed, "x": judged["computed"], "y": judged["random"]})
+        rows.append({"arm": STATIC, "seed": seed, "x": judged["computed"], "y": own[STATIC]["accuracy"]})
+        rows.append({"arm": PLAIN, "seed": seed, "x": 1.0, "y": own[PLAIN]["accuracy"]})
+    return picture_of_ways(rows, found[min(found)][dropping(settings.judged)])
+
+
+CLAIM = Claim(
+    name="blockdrop",
+    paper="Wu, Nagarajan, Kumar, Rennie, Davis, Grauman and Feris 2018, BlockDrop, arXiv:1711.08393",
+    says="A small policy network that sees the image and is rewarded for right answers with few blocks learns which residual "
+    "blocks to compute; trained on together, network and policy are as good as the whole with a part of the work.",
+    scaled="ResNet-20 on 10,000 pictures of CIFAR-10 scaled to 16 x 16, instead of ResNet-110 on CIFAR and ResNet-101 on "
+    "ImageNet; a policy of three convolutions instead of a ResNet-8; some 16 passes instead of thousands.",
+    data=("cifar10-jpeg",),
+    settings={"full": Experiment(), "quick": Experiment(images=2000, epochs=3, more_epochs=2, policy_epochs=2)},
+    arms=arms,
+    measure=measure,
+    checks=checks,
+    picture=picture,
+    judges=("penjing.dynamic.gates", "penjing.dynamic.blocks", "penjing.dynamic.route_training"),
+)

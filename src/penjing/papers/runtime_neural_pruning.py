@@ -1,0 +1,200 @@
+"""How many channels of a layer are computed is decided for each sample, by an agent that learns what they are worth."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from penjing.dynamic.blocks import residual_blocks
+from penjing.dynamic.channel_sets import split_blocks
+from penjing.dynamic.gates import GATES, recurrent_gates
+from penjing.dynamic.route_training import GatesLearn, ValueOfActions
+from penjing.graph import Network
+from penjing.models import resnet_cifar
+from penjing.papers.claim import Arms, Check, Claim, Figures
+from penjing.papers.laboratory import Laboratory, cloned
+from penjing.papers.small_pictures import small_pictures
+from penjing.papers.ways import found_on_test, picture_of_ways, random_ways
+from penjing.settings import Settings
+from penjing.training import LearnFromLabels, Schedule
+
+PLAIN, STATIC = "plain", "fixed channels"
+
+
+class Experiment(Settings):
+    """ResNet-20 on small pictures of CIFAR-10; the hidden channels of seven of its nine blocks are split."""
+
+    label = "runtime-neural-pruning experiment"
+    sets: int = Field(default=4, description="into which hidden channels are split")
+    penalties: tuple[float, ...] = Field(
+        default=(0.01, 0.03, 0.1), description="for computing all sets of a block; rising"
+    )
+    judged: float = Field(default=0.03, description="the penalty that is compared")
+    warm: int = Field(default=2, description="epochs in which the network learns to work with any number of sets")
+    gate_lr: float = Field(default=10.0, description="how many times faster the agent learns")
+    images: int = Field(default=10_000, description="to learn from")
+    size: int = Field(default=16, description="pixels of a side")
+    epochs: int = Field(default=16, description="of the network alone")
+    more_epochs: int = Field(default=10, description="agent and network by turns, at a fifth of the rate")
+    batch_size: int = 128
+    lr: float = Field(default=0.1, description="SGD, cosine")
+    weight_decay: float = 5e-4
+    shown: int = Field(default=10, description="pictures a row with the fewest and the most channels")
+
+
+def pruned(penalty: float) -> str:
+    """The arm of a penalty."""
+    return f"penalty {penalty:g}"
+
+
+def arms(settings: Experiment) -> tuple[str, ...]:
+    """Without an agent; with one, for several penalties; as many channels for everybody."""
+    return (PLAIN, *(pruned(penalty) for penalty in settings.penalties), STATIC)
+
+
+def split(network: Network, sets: int) -> Network:
+    """With a recurrent agent that says for each block how many sets of channels are computed."""
+    blocks = residual_blocks(network)
+    network, logits = recurrent_gates(network, blocks, sets, lean=0.0)
+    return split_blocks(network, blocks, logits, sets)
+
+
+def fix_(network: Network, column: int) -> None:
+    """Make the agent say the same number of sets everywhere."""
+    out: Any = network.get_submodule(f"{GATES}.out")
+    with torch.no_grad():
+        out.weight.zero_()
+        out.bias.fill_(-1.0)
+        out.bias[column] = 1.0
+
+
+def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
+    """Train; accuracy on the test images in percent, and how many channels they take."""
+    task = small_pictures(laboratory, settings.images, settings.size, settings.batch_size)
+    plain = laboratory.build(lambda: resnet_cifar(20), task)
+    first = Schedule(
+        epochs=settings.epochs, lr=settings.lr, optimizer="sgd", weight_decay=settings.weight_decay, warmup=0.1
+    )
+    second = first.model_copy(update={"epochs": settings.more_epochs, "lr": settings.lr / 5})
+    warm = second.model_copy(update={"epochs": settings.warm})
+    if arm == PLAIN:
+        laboratory.train(plain, task, first)
+        laboratory.leave("first", cloned(plain.state_dict()))
+        laboratory.train(plain, task, warm, name="warm")
+        laboratory.train(plain, task, second, name="second")
+        laboratory.leave(PLAIN, cloned(plain.state_dict()))
+        return {"accuracy": laboratory.percent_correct(plain, task)}
+    plain.load_state_dict(laboratory.left("first"))
+    network = split(plain, settings.sets)
+    plain.load_state_dict(laboratory.left(PLAIN))
+    if arm == STATIC:
+        # rounded up: the fixed network computes at least as much
+        column = min(-int(-before[pruned(settings.judged)]["computed"] * settings.sets // 1), settings.sets) - 1
+        fix_(network, column)
+        laboratory.train(network, task, warm, name="warm")
+        laboratory.train(network, task, second)
+        found = found_on_test(network, plain, task)
+        return {"accuracy": found["accuracy"], "computed": found["computed"]}
+    penalty = next(penalty for penalty in settings.penalties if arm == pruned(penalty))
+
+    def train(schedule: Schedule, part: GatesLearn, name: str) -> None:
+        part.gate_lr = settings.gate_lr
+        laboratory.train(network, task, schedule, [LearnFromLabels(), part], name)
+
+    train(warm, ValueOfActions(-penalty, explore=(1.0, 1.0), agent=False), "warm")
+    train(second, ValueOfActions(-penalty), "")
+    shown = settings.shown if penalty == settings.judged else 0
+    found = found_on_test(network, plain, task, shown=shown)
+    if shown:
+        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
+    return found
+
+
+def checks(settings: Experiment) -> tuple[Check, ...]:
+    """Against the plain network, random and fixed numbers of channels; the penalty; who needs more."""
+    judged = pruned(settings.judged)
+    return (
+        Check(
+            "at most 1 pp below the network without an agent",
+            "VGG-16, 3 times fewer multiply-accumulates: 2.3 pp more top-5 errors (recalled)",
+            lambda arms: arms[judged]["accuracy"] - arms[PLAIN]["accuracy"],
+            -1.0,
+        ),
+        Check(
+            "with at most 75 % of the channel sets",
+            "a third of the work",
+            lambda arms: 100 * (0.75 - arms[judged]["computed"]),
+            unit="%",
+        ),
+        Check(
+            "at least 2 pp better than the same network with as many sets at random",
+            "implied",
+            lambda arms: arms[judged]["accuracy"] - arms[judged]["random"],
+            2.0,
+        ),
+        Check(
+            "at least as good as a network with as many channels for everybody, rounded up to whole sets, trained as long",
+            "3 times fewer: 2.3 pp against 3.2 of filter pruning (recalled)",
+            lambda arms: arms[judged]["accuracy"] - arms[STATIC]["accuracy"],
+        ),
+        Check(
+            "the higher the penalty, the fewer channels",
+            "p sets the trade-off (section 3.3)",
+            lambda arms: min(
+                100 * (arms[pruned(a)]["computed"] - arms[pruned(b)]["computed"])
+                for a, b in pairwise(settings.penalties)
+            ),
+            unit="%",
+        ),
+        Check("not all pictures go the same way", "implied", lambda arms: arms[judged]["ways"] - 1, 1.0, "ways"),
+        Check(
+            "hard pictures take more channels than easy ones",
+            "harder images use more (recalled)",
+            lambda arms: 100 * (arms[judged]["computed for hard"] - arms[judged]["computed for easy"]),
+            unit="%",
+        ),
+        *(
+            Check(
+                f"at least 20 % less time than the plain network in batches of {batch}",
+                "our own aim",
+                lambda arms, batch=batch: 100 * (1 - arms[judged][f"time at batch {batch}"]),  # type: ignore[misc]
+                20.0,
+                "%",
+            )
+            for batch in (1, 32)
+        ),
+    )
+
+
+def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
+    """Accuracy against channels; which blocks serve which class; who takes the fewest and the most."""
+    rows: list[dict[str, Any]] = []
+    for seed, own in found.items():
+        for penalty in settings.penalties:
+            of = own[pruned(penalty)]
+            rows.append({"arm": "agent", "seed": seed, "x": of["computed"], "y": of["accuracy"]})
+        judged = own[pruned(settings.judged)]
+        rows.append({"arm": "as many at random", "seed": seed, "x": judged["computed"], "y": judged["random"]})
+        static = own[STATIC]
+        rows.append({"arm": STATIC, "seed": seed, "x": static["computed"], "y": static["accuracy"]})
+        rows.append({"arm": PLAIN, "seed": seed, "x": 1.0, "y": own[PLAIN]["accuracy"]})
+    return picture_of_ways(rows, found[min(found)][pruned(settings.judged)])
+
+
+CLAIM = Claim(
+    name="runtime-neural-pruning",
+    paper="Lin, Rao, Lu and Zhou 2017, Runtime Neural Pruning, NIPS",
+    says="An agent that goes through the layers and learns by rewards how many channels each sample needs there keeps what "
+    "pruning for everybody loses: work is spent where it is needed.",
+    scaled="ResNet-20 on 10,000 pictures of CIFAR-10 scaled to 16 x 16, four sets of the hidden channels of seven blocks, "
+    "instead of all layers of VGG-16 on ImageNet; an agent of linear layers instead of an LSTM.",
+    data=("cifar10-jpeg",),
+    settings={"full": Experiment(), "quick": Experiment(images=2000, epochs=3, more_epochs=2, warm=1)},
+    arms=arms,
+    measure=measure,
+    checks=checks,
+    picture=picture,
+    judges=("penjing.dynamic.gates", "penjing.dynamic.channel_sets", "penjing.dynamic.route_training"),
+)

@@ -1,0 +1,212 @@
+"""Gates that look at each sample skip the blocks that it does not need."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import Field
+
+from penjing.dynamic.blocks import gate_blocks, residual_blocks
+from penjing.dynamic.gates import recurrent_gates, with_gates
+from penjing.dynamic.route_training import GatesByGradient, GatesLearn, HybridReinforcement
+from penjing.graph import Network
+from penjing.models import resnet_cifar
+from penjing.papers.claim import Arms, Check, Claim, Figures
+from penjing.papers.laboratory import Laboratory, cloned
+from penjing.papers.small_pictures import small_pictures
+from penjing.papers.ways import best_without, found_on_test, picture_of_ways, random_ways, without_blocks
+from penjing.settings import Settings
+from penjing.training import LearnFromLabels, Schedule
+
+PLAIN, SUPERVISED, COLD, STATIC = "plain", "supervised gates", "reinforced from scratch", "fixed blocks"
+
+
+class Experiment(Settings):
+    """ResNet-20 on small pictures of CIFAR-10; seven of its nine blocks can be skipped."""
+
+    label = "skipnet experiment"
+    alphas: tuple[float, ...] = Field(
+        default=(0.5, 1.0, 2.0), description="what skipping is worth: all blocks as much as alpha of the loss; rising"
+    )
+    judged: float = Field(default=1.0, description="the alpha that is compared")
+    lean: float = Field(default=0.0, description="bias of gates at the start")
+    reward_weight: float = 0.3
+    gate_lr: float = Field(default=10.0, description="how many times faster gates learn, while they are reinforced")
+    images: int = Field(default=10_000, description="to learn from")
+    size: int = Field(default=16, description="pixels of a side")
+    epochs: int = Field(default=16, description="of the first training")
+    more_epochs: int = Field(default=8, description="of the second, at a tenth of the rate")
+    batch_size: int = 128
+    lr: float = Field(default=0.1, description="SGD, cosine")
+    weight_decay: float = 5e-4
+    shown: int = Field(default=10, description="pictures a row with the fewest and the most blocks")
+
+
+def reinforced(alpha: float) -> str:
+    """The arm with supervised, then reinforced gates."""
+    return f"alpha {alpha:g}"
+
+
+def arms(settings: Experiment) -> tuple[str, ...]:
+    """Without gates; supervised gates; these reinforced for several prices; reinforced from scratch; fixed blocks."""
+    return (PLAIN, SUPERVISED, *(reinforced(alpha) for alpha in settings.alphas), COLD, STATIC)
+
+
+def gated(network: Network, lean: float) -> Network:
+    """With a recurrent gate in front of every block that can be skipped."""
+    blocks = residual_blocks(network)
+    network, logits = recurrent_gates(network, blocks, lean=lean)
+    network, gates = with_gates(network, [(name, 0) for name in logits])
+    return gate_blocks(network, blocks, gates)
+
+
+def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
+    """Train; accuracy on the test images in percent, and how many blocks they take."""
+    task = small_pictures(laboratory, settings.images, settings.size, settings.batch_size)
+    plain = laboratory.build(lambda: resnet_cifar(20), task)
+    first = Schedule(
+        epochs=settings.epochs, lr=settings.lr, optimizer="sgd", weight_decay=settings.weight_decay, warmup=0.1
+    )
+    second = first.model_copy(update={"epochs": settings.more_epochs, "lr": settings.lr / 10})
+
+    def train(network: Network, schedule: Schedule, part: GatesLearn, name: str) -> None:
+        part.gate_lr = settings.gate_lr if isinstance(part, HybridReinforcement) else 1.0
+        laboratory.train(network, task, schedule, [LearnFromLabels(), part], name)
+
+    if arm == PLAIN:
+        laboratory.train(plain, task, first)
+        laboratory.leave("first", cloned(plain.state_dict()))
+        laboratory.train(plain, task, second, name="second")
+        laboratory.leave(PLAIN, cloned(plain.state_dict()))
+        return {"accuracy": laboratory.percent_correct(plain, task)}
+    if arm == STATIC:
+        plain.load_state_dict(laboratory.left("first"))
+        n_blocks = len(residual_blocks(plain))
+        n_dropped = round(n_blocks * (1 - before[reinforced(settings.judged)]["computed"]))
+        dropped = best_without(plain, task, n_dropped)
+        network = without_blocks(plain, dropped)
+        laboratory.train(network, task, second)
+        return {"accuracy": laboratory.percent_correct(network, task), "dropped": list(dropped)}
+    network = gated(plain, settings.lean).to(laboratory.accelerator.device)
+    plain.load_state_dict(laboratory.left(PLAIN))
+    if arm == SUPERVISED:
+        train(network, first, GatesByGradient(), "")
+        laboratory.leave(SUPERVISED, cloned(network.state_dict()))
+        return found_on_test(network, plain, task)
+    if arm == COLD:
+        train(network, first, HybridReinforcement(settings.judged, settings.reward_weight), "")
+        train(network, second, HybridReinforcement(settings.judged, settings.reward_weight), "second")
+        return found_on_test(network, plain, task)
+    network.load_state_dict(laboratory.left(SUPERVISED))
+    alpha = next(alpha for alpha in settings.alphas if arm == reinforced(alpha))
+    train(network, second, HybridReinforcement(alpha, settings.reward_weight), "")
+    shown = settings.shown if alpha == settings.judged else 0
+    found = found_on_test(network, plain, task, shown=shown)
+    if shown:
+        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
+    return found
+
+
+def checks(settings: Experiment) -> tuple[Check, ...]:
+    """Against the plain network, random and fixed ways; the price; who needs more; the two phases."""
+    judged = reinforced(settings.judged)
+    return (
+        Check(
+            "at most 1 pp below the network without gates",
+            "ResNet-38 on CIFAR-10: 92.75 instead of 92.5 %",
+            lambda arms: arms[judged]["accuracy"] - arms[PLAIN]["accuracy"],
+            -1.0,
+        ),
+        Check(
+            "with at most 75 % of the blocks that can be skipped",
+            "70 % of the work",
+            lambda arms: 100 * (0.75 - arms[judged]["computed"]),
+            unit="%",
+        ),
+        Check(
+            "at least 2 pp better than the same network with as many blocks at random",
+            "better than stochastic depth",
+            lambda arms: arms[judged]["accuracy"] - arms[judged]["random"],
+            2.0,
+        ),
+        Check(
+            "at least as good as a network without the least important blocks, trained as long",
+            "implied",
+            lambda arms: arms[judged]["accuracy"] - arms[STATIC]["accuracy"],
+        ),
+        Check(
+            "the higher the price, the fewer blocks",
+            "alpha sets the trade-off (section 4)",
+            lambda arms: min(
+                100 * (arms[reinforced(a)]["computed"] - arms[reinforced(b)]["computed"])
+                for a, b in pairwise(settings.alphas)
+            ),
+            unit="%",
+        ),
+        Check(
+            "not all pictures go the same way",
+            "implied",
+            lambda arms: arms[judged]["ways"] - 1,
+            1.0,
+            "ways",
+        ),
+        Check(
+            "hard pictures take more blocks than easy ones",
+            "easy images skip more (recalled)",
+            lambda arms: 100 * (arms[judged]["computed for hard"] - arms[judged]["computed for easy"]),
+            unit="%",
+        ),
+        Check(
+            "at least 5 pp better than gates that are reinforced from scratch",
+            "those fail",
+            lambda arms: arms[judged]["accuracy"] - arms[COLD]["accuracy"],
+            5.0,
+        ),
+        Check(
+            "gates that only learn by gradients skip something already",
+            "the second phase skips 10 % more (section 5)",
+            lambda arms: 100 * (1 - arms[SUPERVISED]["computed"]),
+            unit="%",
+        ),
+        *(
+            Check(
+                f"at least 20 % less time than the plain network in batches of {batch}",
+                "our own aim",
+                lambda arms, batch=batch: 100 * (1 - arms[judged][f"time at batch {batch}"]),  # type: ignore[misc]
+                20.0,
+                "%",
+            )
+            for batch in (1, 32)
+        ),
+    )
+
+
+def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
+    """Accuracy against blocks; which blocks serve which class; who takes the fewest and the most."""
+    rows: list[dict[str, Any]] = []
+    for seed, own in found.items():
+        for arm in (SUPERVISED, COLD, *(reinforced(alpha) for alpha in settings.alphas)):
+            name = "supervised, then reinforced" if arm not in (SUPERVISED, COLD) else arm
+            rows.append({"arm": name, "seed": seed, "x": own[arm]["computed"], "y": own[arm]["accuracy"]})
+        judged = own[reinforced(settings.judged)]
+        rows.append({"arm": "the same blocks at random", "seed": seed, "x": judged["computed"], "y": judged["random"]})
+        rows.append({"arm": STATIC, "seed": seed, "x": judged["computed"], "y": own[STATIC]["accuracy"]})
+        rows.append({"arm": PLAIN, "seed": seed, "x": 1.0, "y": own[PLAIN]["accuracy"]})
+    return picture_of_ways(rows, found[min(found)][reinforced(settings.judged)])
+
+
+CLAIM = Claim(
+    name="skipnet",
+    paper="Wang, Yu, Dou, Darrell and Gonzalez 2018, SkipNet, arXiv:1711.09485",
+    says="Small gates learn which residual blocks a sample needs: first by gradients through their hard choices, then by a "
+    "reward for skipping. The network skips much at hardly any loss, and less for hard samples; from scratch rewards fail.",
+    scaled="ResNet-20 on 10,000 pictures of CIFAR-10 scaled to 16 x 16, instead of ResNet-38 to -110 on CIFAR and others on "
+    "ImageNet; recurrent gates with a unit of linear layers instead of an LSTM.",
+    data=("cifar10-jpeg",),
+    settings={"full": Experiment(), "quick": Experiment(images=2000, epochs=3, more_epochs=2)},
+    arms=arms,
+    measure=measure,
+    checks=checks,
+    picture=picture,
+    judges=("penjing.dynamic.gates", "penjing.dynamic.blocks", "penjing.dynamic.route_training"),
+)

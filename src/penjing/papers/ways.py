@@ -1,0 +1,162 @@
+"""What claims about routing have in common: the ways that samples go, and ways that nobody has learned."""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.dynamic.blocks import gate_blocks, residual_blocks
+from penjing.dynamic.choices import choosing
+from penjing.dynamic.gates import feed_forward_gates, with_gates
+from penjing.graph import Network
+from penjing.measurement import Answers, answer
+from penjing.papers.claim import Figures
+from penjing.papers.pictures import grid, pictures_in_rows, side_by_side, traces
+from penjing.papers.small_pictures import on_test, thumbnails, time_shares
+from penjing.training import Task
+from penjing.training.task import correct
+
+_CERTAIN = 10.0
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Of CIFAR-10, in alphabetical order, as folders are read."""
+
+
+def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 0) -> Figures:
+    """What a network with gates does on the test pictures: accuracy, work, time, and who needs more of it.
+
+    Hard are the pictures that the plain network gets wrong, and of the rest the quarter of which it is least sure.
+    """
+    found, right, share = on_test(network, task)
+    by_block = used_of(network, found)
+    without = answer(plain, task, task.test)  # type: ignore[arg-type]
+    hard = is_hard(without)
+    used = by_block.mean(1)
+    figures: Figures = {
+        "accuracy": 100 * float(right.mean()),
+        "MACs": float(share.mean()),
+        "computed": float(used.mean()),
+        "by block": by_block.mean(0).tolist(),
+        "ways": len(torch.unique(by_block, dim=0)),
+        "computed for hard": _mean(used[hard], used),
+        "computed for easy": _mean(used[~hard], used),
+    }
+    if shown:
+        figures["time at batch 1"] = time_shares(network, plain, task, 1)
+        figures["time at batch 32"] = time_shares(network, plain, task, 32)
+        figures["by class"] = by_class(by_block, found.labels)
+        order = (used + 1e-6 * torch.rand(len(used), generator=torch.Generator().manual_seed(0))).argsort()
+        figures["least"], figures["most"] = (
+            thumbnails(task, some.tolist()) for some in (order[:shown], order[-shown:])
+        )
+    return figures
+
+
+def _mean(some: Tensor, everybody: Tensor) -> float:
+    return float((some if len(some) else everybody).mean())
+
+
+def used_of(network: Network, found: Answers) -> Tensor:
+    """What was computed of each block for each sample, (n, blocks): 0 or 1; of k channel sets, a / k."""
+    shares: dict[tuple[str, int | str], Tensor] = {}
+    largest: dict[str, int] = {}
+    for node in network.gates:
+        if node.settings["rule"] == "largest":
+            largest[node.inputs[0]] = largest.get(node.inputs[0], 0) + 1
+    for node in network.gates:
+        source, column = node.inputs[0], node.settings["column"]
+        opened = found.opened[node.name].double()
+        if source in largest:
+            key: tuple[str, int | str] = (source, "")
+            shares[key] = shares.get(key, torch.zeros_like(opened)) + opened * (column + 1) / largest[source]
+        else:
+            shares[source, column] = opened
+    return torch.stack(list(shares.values()), 1)
+
+
+def is_hard(found: Answers) -> Tensor:
+    """Wrong, or among the least sure quarter of those that are right; (n,), bool."""
+    right = correct(found.logits, found.labels) > 0
+    best = found.logits.softmax(1).topk(2, 1).values
+    margin = best[:, 0] - best[:, 1]
+    hard: Tensor = ~right | (margin < torch.quantile(margin[right], 0.25))
+    return hard
+
+
+def by_class(used: Tensor, labels: Tensor) -> list[list[float]]:
+    """For each class what its samples take of each block on average."""
+    return [used[labels == label].mean(0).tolist() for label in range(int(labels.max()) + 1)]
+
+
+def random_ways(network: Network, task: Task, share: float, generator: torch.Generator) -> float:
+    """Accuracy in percent on the test part if this share of every block is computed on average, at random.
+
+    A gate of its own is open for this share of the samples; of k channel sets a + 1 or a are computed, whichever is needed.
+    """
+
+    def choose(source: str, logits: Tensor) -> Tensor:
+        chance = torch.rand(logits.shape, generator=generator).to(logits)
+        if source not in exclusive:
+            return (chance < share).to(logits)
+        sets = share * logits.shape[1]
+        whole = int(sets)
+        return (whole - 1 + (chance[:, 0] < sets - whole).long()).clamp(0, logits.shape[1] - 1)
+
+    exclusive = {node.inputs[0] for node in network.gates if node.settings["rule"] == "largest"}
+    right = []
+    network.eval()
+    with torch.no_grad():
+        for batch in task.batches(task.test, next(network.parameters()).device):  # type: ignore[arg-type]
+            with choosing(network, choose):
+                right.append(correct(network(*batch.args, **batch.kwargs), batch.labels).cpu())
+    return 100 * float(torch.cat(right).double().mean())
+
+
+def without_blocks(network: Network, dropped: tuple[int, ...]) -> Network:
+    """The network with some of its residual blocks skipped by everybody: gates that have nothing to decide."""
+    blocks = residual_blocks(network)
+    made, logits = feed_forward_gates(network, blocks)
+    made, gates = with_gates(made, [(name, 0) for name in logits])
+    made = gate_blocks(made, blocks, gates)
+    for k in range(len(blocks)):
+        out: Any = made.get_submodule(f"routing.{k}.out")
+        assert isinstance(out, nn.Linear)
+        with torch.no_grad():
+            out.weight.zero_()
+            out.bias.fill_(-_CERTAIN if k in dropped else _CERTAIN)
+    return made
+
+
+def best_without(network: Network, task: Task, n_dropped: int) -> tuple[int, ...]:
+    """The blocks without which the network as it is loses least on the validation set, out of all choices of so many."""
+    n_blocks = len(residual_blocks(network))
+
+    def accuracy_without(dropped: tuple[int, ...]) -> float:
+        found = answer(without_blocks(network, dropped), task, task.valid)
+        return float(correct(found.logits, found.labels).double().mean())
+
+    return max(combinations(range(n_blocks), n_dropped), key=accuracy_without)
+
+
+def picture_of_ways(rows: list[dict[str, Any]], judged: Figures) -> Any:
+    """Accuracy against the share of blocks; which blocks serve which class; pictures that take the least and the most.
+
+    Args:
+        rows: with "arm", "seed", "x" (the share of what could be computed, 0 to 1) and "y" (right, %).
+        judged: as `found_on_test` gives, with pictures.
+    """
+    computed, right = "computed of what can be skipped (%)", "right (%)"
+    points = [{"arm": row["arm"], "seed": row["seed"], computed: 100 * row["x"], right: row["y"]} for row in rows]
+    table = [
+        {"block": str(k + 1), "class": name, "computed (%)": 100 * share}
+        for name, shares in zip(CLASSES, judged["by class"], strict=True)
+        for k, share in enumerate(shares)
+    ]
+    order = [str(k + 1) for k in range(len(judged["by block"]))]
+    least_most = {"the least": judged["least"], "the most": judged["most"]}
+    return side_by_side(
+        traces(points, computed, right, title="CIFAR-10, 16 x 16, ResNet-20"),
+        grid(table, "block", "class", "computed (%)", title="for each class, seed 0", order=order),
+        pictures_in_rows(least_most, title="who takes", side=36),
+        same_arms=False,
+    )
