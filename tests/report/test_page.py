@@ -159,7 +159,7 @@ def test_sections_without_data_say_so(run_folder: Write, make_report: Callable[.
         "no chart of latency: it was measured for fewer than two networks.",
         "Left out: this run has no bytes by layer.",
         "Left out: this run has no histograms of weights.",
-        "Left out: the final network has no exits",
+        "Left out: the final network has no exits and no gates",
         "Recall by class is left out",
         "Changed answers are left out",
         "Left out: this run has no text of its recipe.",
@@ -214,11 +214,13 @@ def test_many_layers_and_classes_are_cut_and_it_says_so(
     layers = {f"block{i}.conv": 100 + i for i in range(70)}
     classes = [{"class": f"c{i}", "n": 5, "baseline_recall": 0.9, "final_recall": 0.8} for i in range(200)]
     shares = [{"class": f"c{i}", "shares": [1 - i / 200, i / 200]} for i in range(200)]
+    blocks = {"names": ["a", "b"], "share": [0.5, 0.5], "by_class": shares}
     folder = run_folder(
         layers_before=layers,
         final={**value["final"], "layer_bytes": layers},
         per_class=classes,
         exits={**value["exits"], "by_class": shares},
+        blocks=blocks,
     )
     page = _Page(write_report(folder))
     rows = page.charts()["layers"]["data"]["values"]
@@ -227,6 +229,8 @@ def test_many_layers_and_classes_are_cut_and_it_says_so(
     assert "the 40 largest" in page.text
     assert "the 40 classes that lost most" in page.text
     assert "the 40 classes that go furthest" in page.text
+    assert "the 40 classes that need most" in page.text
+    assert {row["Share"] for row in page.charts()["blocks"]["data"]["values"]} == {"50.0\N{NO-BREAK SPACE}%"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a network is, measured: accuracy, work, size, memory, time."""
 
 from penjing.measurement.accuracy import Answers, accuracy, answer, drop, metric_value
+from penjing.measurement.blocks import block_shares
 from penjing.measurement.intervals import mean_interval, paired_drop_interval, wilson_interval
 from penjing.measurement.latency import Runtime, Timing, Worker, bench, take_turns, time_exits
 from penjing.measurement.macs import (
@@ -39,6 +40,7 @@ __all__ = [
     "accuracy",
     "answer",
     "bench",
+    "block_shares",
     "count_parameters",
     "drop",
     "layer_macs",

@@ -10,7 +10,7 @@ from penjing.dynamic.blocks import gate_blocks, residual_blocks
 from penjing.dynamic.choices import choosing
 from penjing.dynamic.gates import feed_forward_gates, with_gates
 from penjing.graph import Network
-from penjing.measurement import Answers, answer
+from penjing.measurement import Answers, answer, block_shares
 from penjing.papers.claim import Figures
 from penjing.papers.pictures import grid, pictures_in_rows, side_by_side, traces
 from penjing.papers.small_pictures import on_test, thumbnails, time_shares
@@ -28,7 +28,7 @@ def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 
     Hard are the pictures that the plain network gets wrong, and of the rest the quarter of which it is least sure.
     """
     found, right, share = on_test(network, task)
-    by_block = used_of(network, found)
+    by_block = torch.stack(list(block_shares(network, found.opened).values()), 1)
     without = answer(plain, task, task.test)  # type: ignore[arg-type]
     hard = is_hard(without)
     used = by_block.mean(1)
@@ -54,24 +54,6 @@ def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 
 
 def _mean(some: Tensor, everybody: Tensor) -> float:
     return float((some if len(some) else everybody).mean())
-
-
-def used_of(network: Network, found: Answers) -> Tensor:
-    """What was computed of each block for each sample, (n, blocks): 0 or 1; of k channel sets, a / k."""
-    shares: dict[tuple[str, int | str], Tensor] = {}
-    largest: dict[str, int] = {}
-    for node in network.gates:
-        if node.settings["rule"] == "largest":
-            largest[node.inputs[0]] = largest.get(node.inputs[0], 0) + 1
-    for node in network.gates:
-        source, column = node.inputs[0], node.settings["column"]
-        opened = found.opened[node.name].double()
-        if source in largest:
-            key: tuple[str, int | str] = (source, "")
-            shares[key] = shares.get(key, torch.zeros_like(opened)) + opened * (column + 1) / largest[source]
-        else:
-            shares[source, column] = opened
-    return torch.stack(list(shares.values()), 1)
 
 
 def is_hard(found: Answers) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from penjing.graph import Network
-from penjing.measurement import Answers
+from penjing.measurement import Answers, block_shares
 from penjing.representation import Codebook, named_weights, representations
 from penjing.training import Task
 
@@ -77,6 +77,21 @@ def exits(task: Task, final: Answers) -> dict[str, Any] | None:
         "accuracy_of_leavers": [float(right[at].double().mean()) if bool(at.any()) else None for at in left],
         "by_class": rows,
     }
+
+
+def blocks(task: Task, network: Network, final: Answers) -> dict[str, Any] | None:
+    """What was computed of each block with a gate, for all and by class; None for networks without gates."""
+    if not network.gates:
+        return None
+    used = block_shares(network, final.opened)
+    rows = []
+    if task.is_classification and isinstance(final.labels, Tensor):
+        for label in range(final.logits.shape[-1]):
+            of_class = final.labels == label
+            if bool(of_class.any()):
+                shares = [float(own[of_class].mean()) for own in used.values()]
+                rows.append({"class": _name(task, label), "shares": shares})
+    return {"names": list(used), "share": [float(own.mean()) for own in used.values()], "by_class": rows}
 
 
 def weights(network: Network) -> dict[str, Any]:

@@ -384,6 +384,7 @@ class _Running:
                 "per_class": findings.per_class(self.task, baseline_answers, final_answers),
                 "changed": findings.changed(self.task, baseline_answers, final_answers),
                 "exits": findings.exits(self.task, final_answers),
+                "blocks": findings.blocks(self.task, network, final_answers),
                 "seconds": seconds,
             }
 

@@ -5,7 +5,7 @@ tables.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import altair as alt
 
 from penjing.measurement.record import MetricValue, Record
 from penjing.report.colours import Colours
-from penjing.report.document import Changed, ClassRecall, Exits, Histogram, Report
+from penjing.report.document import Blocks, Changed, ClassRecall, Exits, Histogram, Report, SharesOfClass
 from penjing.report.figures import (
     is_fraction,
     say_latency,
@@ -233,25 +233,49 @@ def shares_of_exits(exits: Exits, colours: Colours) -> Chart:
 
 def exits_of_classes(exits: Exits, colours: Colours) -> Chart:
     """Where each class left: the darker, the more of its samples. The hardest classes first where there are many."""
-    classes = exits.by_class
-    if len(classes) > MAX_CLASSES:
-        classes = sorted(classes, key=lambda row: -row.shares[-1])[:MAX_CLASSES]
+    return _shares_of_classes("exit", exits.names, exits.by_class, lambda row: -row.shares[-1], colours)
+
+
+def shares_of_blocks(blocks: Blocks, colours: Colours) -> Chart:
+    """What was computed of each block with a gate, over all samples."""
     rows = [
-        {
-            "class": row.label,
-            "exit": name,
-            "share": share,
-            "Share": show_percent(share, 1),
-            "label": f"{100 * share:.0f}",
-        }
-        for row in classes
-        for name, share in zip(exits.names, row.shares, strict=True)
+        {"block": name, "share": 100 * share, "Share": show_percent(share, 1), "label": show_percent(share, 1)}
+        for name, share in zip(blocks.names, blocks.share, strict=True)
     ]
-    x = alt.X(
-        "exit:N", sort=exits.names, title=None, axis=alt.Axis(orient="top", labelAngle=0, ticks=False, domain=False)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("block:N", sort=blocks.names, title=None, axis=alt.Axis(ticks=False, domain=False)),
+        tooltip=["block:N", "Share:N"],
     )
+    bars = base.mark_bar(color=colours.after, opacity=0.45).encode(
+        x=alt.X("share:Q", scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(tickCount=5), title="computed (%)")
+    )
+    return _sized(bars + base.mark_text(align="left", dx=6).encode(x=alt.datum(0), text="label:N"), 30 * len(rows))
+
+
+def blocks_of_classes(blocks: Blocks, colours: Colours) -> Chart:
+    """Which blocks serve which class: the darker, the more of it is computed. Classes that need most first if many."""
+    return _shares_of_classes("block", blocks.names, blocks.by_class, lambda row: -sum(row.shares), colours)
+
+
+def _shares_of_classes(
+    what: str,
+    names: Sequence[str],
+    classes: Sequence[SharesOfClass],
+    hardness: Callable[[SharesOfClass], float],
+    colours: Colours,
+) -> Chart:
+    if len(classes) > MAX_CLASSES:
+        classes = sorted(classes, key=hardness)[:MAX_CLASSES]
+    rows = [
+        {"class": row.label, what: name, "share": share}
+        | {"Share": show_percent(share, 1), "label": f"{100 * share:.0f}"}
+        for row in classes
+        for name, share in zip(names, row.shares, strict=True)
+    ]
+    axis = alt.Axis(orient="top", labelAngle=0, ticks=False, domain=False)
+    x = alt.X(f"{what}:N", sort=list(names), title=None, axis=axis)
     y = alt.Y("class:N", sort=[row.label for row in classes], title="class", axis=alt.Axis(ticks=False, domain=False))
-    return _heat(rows, x, y, "share", ["class:N", "exit:N", "Share:N"], colours, len(classes), top=1.0)
+    return _heat(rows, x, y, "share", ["class:N", f"{what}:N", "Share:N"], colours, len(classes), top=1.0)
 
 
 def recall_of_classes(classes: Sequence[ClassRecall], colours: Colours) -> Chart:

@@ -87,8 +87,8 @@ class Changed(_Part):
     pairs: list[ChangedPair] = []
 
 
-class ExitsOfClass(_Part):
-    """The fraction of one class's samples that leaves at each exit."""
+class SharesOfClass(_Part):
+    """Of one class: the fraction of its samples that leaves at each exit, or what they take of each block."""
 
     label: str = Field(alias="class")
     shares: list[float]
@@ -100,7 +100,7 @@ class Exits(_Part):
     names: list[str]
     share: list[float]
     accuracy_of_leavers: list[float | None]
-    by_class: list[ExitsOfClass] = []
+    by_class: list[SharesOfClass] = []
 
     @model_validator(mode="after")
     def _one_figure_for_each_exit(self) -> Self:
@@ -112,6 +112,20 @@ class Exits(_Part):
         ]
         if any(len(row) != n for row in rows):
             raise ValueError(f"every list of figures must have one for each of the {n} exits")
+        return self
+
+
+class Blocks(_Part):
+    """What was computed of each block that a gate opens, on average; of channel sets, the share of them."""
+
+    names: list[str]
+    share: list[float]
+    by_class: list[SharesOfClass] = []
+
+    @model_validator(mode="after")
+    def _one_figure_for_each_block(self) -> Self:
+        if any(len(row) != len(self.names) for row in (self.share, *(row.shares for row in self.by_class))):
+            raise ValueError(f"every list of figures must have one for each of the {len(self.names)} blocks")
         return self
 
 
@@ -139,6 +153,7 @@ class Report(_Part):
     per_class: list[ClassRecall] | None = None
     changed: Changed | None = None
     exits: Exits | None = None
+    blocks: Blocks | None = None
     budget: list[BudgetLine] = []
     warnings: list[str] = []
 

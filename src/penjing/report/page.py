@@ -19,12 +19,14 @@ from penjing.report.charts import (
     Chart,
     accuracy_against_bytes,
     accuracy_against_latency,
+    blocks_of_classes,
     bytes_of_layers,
     changed_answers,
     config,
     exits_of_classes,
     off_the_charts,
     recall_of_classes,
+    shares_of_blocks,
     shares_of_exits,
     weights_of_tensor,
 )
@@ -108,7 +110,7 @@ def render(report: Report, *, artifact_found: str) -> str:
 
 def chart_specs(report: Report) -> dict[str, dict[str, Any]]:
     """Vega-Lite specs by the id of their place on the page; a chart without data is not there."""
-    exits, changed = report.exits, report.changed
+    exits, blocks, changed = report.exits, report.blocks, report.changed
     recalls = [
         row for row in report.per_class or [] if row.baseline_recall is not None and row.final_recall is not None
     ]
@@ -121,6 +123,8 @@ def chart_specs(report: Report) -> dict[str, dict[str, Any]]:
         "weights": weights_of_tensor(report.weights, THEMED) if report.weights else None,
         "exits": shares_of_exits(exits, THEMED) if exits else None,
         "exits-classes": exits_of_classes(exits, THEMED) if exits and exits.by_class else None,
+        "blocks": shares_of_blocks(blocks, THEMED) if blocks else None,
+        "blocks-classes": blocks_of_classes(blocks, THEMED) if blocks and blocks.by_class else None,
         "recall": recall_of_classes(recalls, THEMED) if recalls else None,
         "changed": changed_answers(changed, THEMED) if changed else None,
     }
