@@ -96,6 +96,14 @@ def test_the_readmes_snippet(teacher: nn.Module, tmp_path: Path) -> None:
     assert export.largest_difference < 1e-4 and export.path.stat().st_size == export.size_bytes
 
 
+def test_the_report_says_what_was_computed_of_each_block(teacher: nn.Module, tmp_path: Path) -> None:
+    task = pj.Task(**loaders())
+    pj.compress(teacher, task, [pj.SkipBlocks(warm=0, epochs=0)], out=tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["blocks"]["names"] == ["inner"] and report["blocks"]["share"] == [1.0]
+    assert [row["shares"] for row in report["blocks"]["by_class"]] == [[1.0]] * 3
+
+
 def test_without_a_test_set_the_report_says_so(teacher: nn.Module) -> None:
     sets = loaders()
     run = pj.compress(teacher, pj.Task(sets["train"], sets["valid"]), [pj.Cluster(bits=4, epochs=0)])

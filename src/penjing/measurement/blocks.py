@@ -34,7 +34,7 @@ def block_shares(network: Network, opened: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _name(network: Network, gate: Node) -> str:
-    """The path that the layers behind a gate have in common."""
+    """The path that the layers behind a gate have in common, or that of the first."""
     inside: set[str] = set()
     paths: list[str] = []
     for node in network.nodes:
@@ -47,7 +47,7 @@ def _name(network: Network, gate: Node) -> str:
             paths.append(node.path)
     parts = [path.split(".")[:-1] for path in paths]
     common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
-    return ".".join(common) or gate.name
+    return ".".join(common) or (paths[0] if paths else gate.name)
 
 
 def _unlike(name: str, names: list[str], number: int) -> str:

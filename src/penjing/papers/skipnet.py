@@ -18,7 +18,13 @@ from penjing.papers.ways import best_without, found_on_test, picture_of_ways, ra
 from penjing.settings import Settings
 from penjing.training import LearnFromLabels, Schedule
 
-PLAIN, SUPERVISED, COLD, STATIC = "plain", "supervised gates", "reinforced from scratch", "fixed blocks"
+PLAIN, SUPERVISED, COLD, STATIC, GUMBEL = (
+    "plain",
+    "supervised gates",
+    "reinforced from scratch",
+    "fixed blocks",
+    "Gumbel gates",
+)
 
 
 class Experiment(Settings):
@@ -29,6 +35,7 @@ class Experiment(Settings):
         default=(0.5, 1.0, 2.0), description="what skipping is worth: all blocks as much as alpha of the loss; rising"
     )
     judged: float = Field(default=1.0, description="the alpha that is compared")
+    open: float = Field(default=0.6, description="share of the blocks that Gumbel gates, measured beside them, compute")
     lean: float = Field(default=0.0, description="bias of gates at the start")
     reward_weight: float = 0.3
     gate_lr: float = Field(default=10.0, description="how many times faster gates learn, while they are reinforced")
@@ -48,8 +55,8 @@ def reinforced(alpha: float) -> str:
 
 
 def arms(settings: Experiment) -> tuple[str, ...]:
-    """Without gates; supervised gates; these reinforced for several prices; reinforced from scratch; fixed blocks."""
-    return (PLAIN, SUPERVISED, *(reinforced(alpha) for alpha in settings.alphas), COLD, STATIC)
+    """Without gates; supervised gates; these reinforced for several prices; reinforced from scratch; fixed; Gumbel gates."""
+    return (PLAIN, SUPERVISED, *(reinforced(alpha) for alpha in settings.alphas), COLD, STATIC, GUMBEL)
 
 
 def gated(network: Network, lean: float) -> Network:
@@ -96,6 +103,10 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     if arm == COLD:
         train(network, first, HybridReinforcement(settings.judged, settings.reward_weight), "")
         train(network, second, HybridReinforcement(settings.judged, settings.reward_weight), "second")
+        return found_on_test(network, plain, task)
+    if arm == GUMBEL:
+        for schedule, name in ((first, ""), (second, "second")):
+            train(network, schedule, GatesByGradient(settings.open, noise=True), name)
         return found_on_test(network, plain, task)
     network.load_state_dict(laboratory.left(SUPERVISED))
     alpha = next(alpha for alpha in settings.alphas if arm == reinforced(alpha))
@@ -185,8 +196,8 @@ def picture(found: Mapping[int, Arms], settings: Experiment) -> Any:
     """Accuracy against blocks; which blocks serve which class; who takes the fewest and the most."""
     rows: list[dict[str, Any]] = []
     for seed, own in found.items():
-        for arm in (SUPERVISED, COLD, *(reinforced(alpha) for alpha in settings.alphas)):
-            name = "supervised, then reinforced" if arm not in (SUPERVISED, COLD) else arm
+        for arm in (SUPERVISED, COLD, GUMBEL, *(reinforced(alpha) for alpha in settings.alphas)):
+            name = "supervised, then reinforced" if arm not in (SUPERVISED, COLD, GUMBEL) else arm
             rows.append({"arm": name, "seed": seed, "x": own[arm]["computed"], "y": own[arm]["accuracy"]})
         judged = own[reinforced(settings.judged)]
         rows.append({"arm": "the same blocks at random", "seed": seed, "x": judged["computed"], "y": judged["random"]})

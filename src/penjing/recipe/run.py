@@ -366,7 +366,8 @@ class _Running:
 
         def measure() -> Json:
             with self.reporter.bar(f"measuring the result on the {data} set", 4) as bar:
-                final_answers = answer(load(path).to(gauge.device), self.task, gauge._loader(data))
+                saved = load(path).to(gauge.device)
+                final_answers = answer(saved, self.task, gauge._loader(data))
                 bar.advance()
                 baseline_answers = gauge.baseline_answers(data)
                 baseline = gauge.record_of(BASELINE, gauge.baseline, data, baseline_answers)
@@ -384,7 +385,7 @@ class _Running:
                 "per_class": findings.per_class(self.task, baseline_answers, final_answers),
                 "changed": findings.changed(self.task, baseline_answers, final_answers),
                 "exits": findings.exits(self.task, final_answers),
-                "blocks": findings.blocks(self.task, network, final_answers),
+                "blocks": findings.blocks(self.task, saved, final_answers),
                 "seconds": seconds,
             }
 
