@@ -105,13 +105,14 @@ class HybridReinforcement(GatesLearn):
     """The network learns from the labels, its gates from a reward for skipping: REINFORCE.
 
     r_i = -(loss of the sample) + alpha / N * (sum over j >= i of skipped_j),  gates drawn from their probabilities,
-    loss - weight * mean over samples of sum_i (r_i - mean of r_i over the batch) log pi_i. What gates look at gets no gradient
-    from them.
+    loss - weight * mean over samples of sum_i (r_i - r_i of the sample with its likeliest gates) log pi_i. What gates look at
+    gets no gradient from them.
 
     Args:
         alpha: what skipping is worth: all blocks skipped as much as a loss smaller by alpha.
         weight: of the gates' term.
-    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.4, equations 3 to 6; the mean as baseline is ours.
+    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.4, equations 3 to 6; the baseline is BlockDrop's, since
+    samples differ far more in their loss than ways do.
     """
 
     def __init__(self, alpha: float, weight: float = 0.1) -> None:
@@ -120,13 +121,17 @@ class HybridReinforcement(GatesLearn):
     def step(self, fit: Fit, batch: Batch) -> float | None:
         with choosing(fit.network, drawn, detached=True) as choices:
             answers = _one(fit, fit.forward(batch))
-        losses = F.cross_entropy(answers.detach(), batch.labels, reduction="none")
-        skipped = 1 - choices.opened()
-        later = skipped.flip(1).cumsum(1).flip(1) / skipped.shape[1]
-        rewards = self.alpha * later - losses[:, None]
-        advantage = rewards - rewards.mean(0)
+        with torch.no_grad():
+            greedy, likely = _greedily(fit, batch, likeliest)
+            advantage = self._rewards(answers, choices.opened(), batch) - self._rewards(greedy, likely, batch)
         policy = -(advantage * choices.log_probabilities()).sum(1).mean()
         return fit.update(fit.loss(batch, answers) + self.weight * policy)
+
+    def _rewards(self, answers: Tensor, opened: Tensor, batch: Batch) -> Tensor:
+        """r_i, (batch, gates)."""
+        losses = F.cross_entropy(answers.detach(), batch.labels, reduction="none")
+        later = (1 - opened).flip(1).cumsum(1).flip(1) / opened.shape[1]
+        return self.alpha * later - losses[:, None]
 
 
 class DropByPolicy(GatesLearn):
@@ -183,8 +188,8 @@ class DropByPolicy(GatesLearn):
         opened = choices.opened()
         with torch.no_grad():
             found = reward(answers.argmax(1) == batch.labels, opened.mean(1), self.penalty)
-            greedy, used = _greedily(fit, batch, choose(likeliest))
-            critic = reward(greedy.argmax(1) == batch.labels, used, self.penalty)
+            greedy, likely = _greedily(fit, batch, choose(likeliest))
+            critic = reward(greedy.argmax(1) == batch.labels, likely.mean(1), self.penalty)
         logits = torch.cat(list(choices.logits.values()), 1)
         p = bounded(torch.sigmoid(logits), self.bound)
         log_pi = torch.where(opened > 0, p, 1 - p).log()
@@ -269,7 +274,7 @@ def _one(fit: Fit, answers: Tensor | ExitOutputs) -> Tensor:
 
 
 def _greedily(fit: Fit, batch: Batch, choose: Chooser) -> tuple[Tensor, Tensor]:
-    """The answers of the network as it will be used, and the share of the blocks that it computes for each sample."""
+    """The answers of the network as it will be used, and which gates are open for each sample, (batch, gates)."""
     modes = {module: module.training for module in fit.network.modules()}
     fit.network.eval()
     try:
@@ -279,7 +284,7 @@ def _greedily(fit: Fit, batch: Batch, choose: Chooser) -> tuple[Tensor, Tensor]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return answers, choices.opened().mean(1)
+    return answers, choices.opened()
 
 
 def _only_gates_learn_(network: Network, alone: bool) -> None:

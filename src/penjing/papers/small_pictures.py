@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from penjing.artifact import decode, encode
 from penjing.data import in_memory_loader
 from penjing.graph import Network
 from penjing.measurement import Answers, answer, macs_of_samples, macs_without_exits
@@ -43,8 +44,10 @@ def on_test(network: Network, task: Task) -> tuple[Answers, Tensor, Tensor]:
 def time_shares(network: Network, whole: Network, task: Task, batch: int, n: int = 256, rounds: int = 5) -> float:
     """The time that a network takes for the first `n` test pictures, as a share of another's, in batches of so many.
 
-    One thread; they take turns batch by batch, and of each batch the median over rounds counts.
+    Both as they are read from a file. One thread; they take turns batch by batch, and of each batch the median over rounds
+    counts.
     """
+    network, whole = (decode(encode(one)) for one in (network, whole))
     pictures = next(iter(in_memory_loader(*_first(task, n), batch_size=n)))[0]
     chunks = pictures.split(batch)
     times: dict[str, list[list[float]]] = {"network": [[] for _ in chunks], "whole": [[] for _ in chunks]}
@@ -54,7 +57,7 @@ def time_shares(network: Network, whole: Network, task: Task, batch: int, n: int
         with torch.inference_mode():
             for k in range(rounds + 1):
                 for i, x in enumerate(chunks):
-                    for name, one in (("whole", whole.eval()), ("network", network.eval())):
+                    for name, one in (("whole", whole), ("network", network)):
                         begun = time.perf_counter()
                         one(x)
                         if k:  # the first round warms up
