@@ -1,5 +1,6 @@
 """What claims about routing have in common: the ways that samples go, and ways that nobody has learned."""
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -11,19 +12,20 @@ from penjing.dynamic.choices import choosing
 from penjing.dynamic.gates import feed_forward_gates, with_gates
 from penjing.graph import Network
 from penjing.measurement import Answers, answer, block_shares
-from penjing.papers.claim import Figures
+from penjing.papers.claim import Check, Figures
 from penjing.papers.pictures import grid, pictures_in_rows, side_by_side, traces
-from penjing.papers.small_pictures import on_test, thumbnails, time_shares
+from penjing.papers.small_pictures import on_test, thumbnails
 from penjing.training import Task
 from penjing.training.task import correct
 
 _CERTAIN = 10.0
+_ROUNDING = 1e-6
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Of CIFAR-10, in alphabetical order, as folders are read."""
 
 
 def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 0) -> Figures:
-    """What a network with gates does on the test pictures: accuracy, work, time, and who needs more of it.
+    """What a network with gates does on the test pictures: accuracy, work, and who needs more of it.
 
     Hard are the pictures that the plain network gets wrong, and of the rest the quarter of which it is least sure.
     """
@@ -42,8 +44,6 @@ def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 
         "computed for easy": _mean(used[~hard], used),
     }
     if shown:
-        figures["time at batch 1"] = time_shares(network, plain, task, 1)
-        figures["time at batch 32"] = time_shares(network, plain, task, 32)
         figures["by class"] = by_class(by_block, found.labels)
         order = (used + 1e-6 * torch.rand(len(used), generator=torch.Generator().manual_seed(0))).argsort()
         figures["least"], figures["most"] = (
@@ -109,15 +109,73 @@ def without_blocks(network: Network, dropped: tuple[int, ...]) -> Network:
     return made
 
 
-def best_without(network: Network, task: Task, n_dropped: int) -> tuple[int, ...]:
-    """The blocks without which the network as it is loses least on the validation set, out of all choices of so many."""
+def best_without(network: Network, task: Task, computed: float) -> tuple[int, ...]:
+    """The blocks without which the network as it is loses least on the validation set, out of all choices of so many.
+
+    Args:
+        computed: the share of the blocks that may be computed; what is left after dropping is no less.
+    """
     n_blocks = len(residual_blocks(network))
+    n_dropped = int(n_blocks * (1 - computed) + _ROUNDING)
 
     def accuracy_without(dropped: tuple[int, ...]) -> float:
         found = answer(without_blocks(network, dropped), task, task.valid)
         return float(correct(found.logits, found.labels).double().mean())
 
     return max(combinations(range(n_blocks), n_dropped), key=accuracy_without)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a paper found of each thing that all claims about routing check."""
+
+    plain: str
+    computed: str
+    random: str
+    fixed: str
+    ways: str
+    hard: str
+
+
+def checks_of_ways(judged: str, plain: str, fixed: str, what: str, paper: Paper) -> tuple[Check, ...]:
+    """Against the plain network, random and fixed ways; who needs more.
+
+    Args:
+        judged, plain, fixed: the arms that are compared; judged with "random", see `found_on_test`.
+        what: is skipped, in the plural.
+    """
+    return (
+        Check(
+            "at most 1 pp below the network that computes everything, trained as long",
+            paper.plain,
+            lambda arms: arms[judged]["accuracy"] - arms[plain]["accuracy"],
+            -1.0,
+        ),
+        Check(
+            f"with at most 75 % of the {what} that can be skipped",
+            paper.computed,
+            lambda arms: 100 * (0.75 - arms[judged]["computed"]),
+            unit="%",
+        ),
+        Check(
+            f"at least 2 pp better than the same network with as many {what} at random",
+            paper.random,
+            lambda arms: arms[judged]["accuracy"] - arms[judged]["random"],
+            2.0,
+        ),
+        Check(
+            f"at least as good as a network with fixed {what}, no fewer, trained as long",
+            paper.fixed,
+            lambda arms: arms[judged]["accuracy"] - arms[fixed]["accuracy"],
+        ),
+        Check("not all pictures go the same way", paper.ways, lambda arms: arms[judged]["ways"] - 1, 1.0, "ways"),
+        Check(
+            f"hard pictures take more {what} than easy ones",
+            paper.hard,
+            lambda arms: 100 * (arms[judged]["computed for hard"] - arms[judged]["computed for easy"]),
+            unit="%",
+        ),
+    )
 
 
 def picture_of_ways(rows: list[dict[str, Any]], judged: Figures) -> Any:
