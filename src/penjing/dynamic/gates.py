@@ -26,7 +26,7 @@ def _mean_of(network: Network, name: str, source: str, shape: Sequence[int]) -> 
 
 
 def feed_forward_gates(
-    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 2.0
+    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
     """A gate of its own in front of every block: mean over places, linear to 10, ReLU, linear to the logits.
 
@@ -56,7 +56,7 @@ def feed_forward_gates(
 
 
 def recurrent_gates(
-    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 2.0
+    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
     """One small recurrent network that goes along: h_k = tanh(A_k mean(x_k) + B h_{k-1}), logits = C h_k, B and C shared.
 

@@ -115,7 +115,7 @@ class HybridReinforcement(GatesLearn):
     samples differ far more in their loss than ways do.
     """
 
-    def __init__(self, alpha: float, weight: float = 0.1) -> None:
+    def __init__(self, alpha: float, weight: float = 0.3) -> None:
         self.alpha, self.weight = alpha, weight
 
     def step(self, fit: Fit, batch: Batch) -> float | None:

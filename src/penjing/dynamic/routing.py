@@ -98,9 +98,9 @@ class SkipBlocks(Routed):
     )
     warm: int = Field(default=4, ge=0, description="passes in which gates learn by gradients (straight through)")
     alpha: float = Field(
-        default=0.1, ge=0, description="what skipping is worth: all blocks as much as alpha of the loss"
+        default=1.0, ge=0, description="what skipping is worth: all blocks as much as alpha of the loss"
     )
-    reward_weight: float = Field(default=0.1, gt=0, description="of the gates' term beside the loss")
+    reward_weight: float = Field(default=0.3, gt=0, description="of the gates' term beside the loss")
     open: float | None = Field(
         default=None,
         gt=0,
