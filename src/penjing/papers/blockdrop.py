@@ -168,5 +168,11 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
-    judges=("penjing.dynamic.gates", "penjing.dynamic.blocks", "penjing.dynamic.route_training"),
+    judges=(
+        "penjing.papers.small_pictures",
+        "penjing.papers.ways",
+        "penjing.dynamic.gates",
+        "penjing.dynamic.blocks",
+        "penjing.dynamic.route_training",
+    ),
 )

@@ -162,5 +162,5 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
-    judges=("penjing.dynamic.early_exit", "penjing.dynamic.thresholds"),
+    judges=("penjing.papers.small_pictures", "penjing.dynamic.early_exit", "penjing.dynamic.thresholds"),
 )

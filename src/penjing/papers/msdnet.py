@@ -175,5 +175,5 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
-    judges=("penjing.models.msdnet", "penjing.dynamic.thresholds"),
+    judges=("penjing.papers.small_pictures", "penjing.models.msdnet", "penjing.dynamic.thresholds"),
 )

@@ -28,7 +28,8 @@ def small_pictures(laboratory: Laboratory, images: int, size: int, batch_size: i
         "cifar10-jpeg", size=size, n_valid=50_000 - images, batch_size=batch_size, augment=True, versions=8
     )
     held = task.valid.dataset  # type: ignore[attr-defined]
-    return replace(task, valid=in_memory_loader(held.images[:N_VALID], held.labels[:N_VALID], 2 * batch_size))
+    some = torch.linspace(0, len(held) - 1, min(N_VALID, len(held))).long()  # they lie there class by class
+    return replace(task, valid=in_memory_loader(held.images[some], held.labels[some], 2 * batch_size))
 
 
 def on_test(network: Network, task: Task) -> tuple[Answers, Tensor, Tensor]:
@@ -42,13 +43,13 @@ def on_test(network: Network, task: Task) -> tuple[Answers, Tensor, Tensor]:
 
 
 def time_shares(network: Network, whole: Network, task: Task, batch: int, n: int = 256, rounds: int = 5) -> float:
-    """The time that a network takes for the first `n` test pictures, as a share of another's, in batches of so many.
+    """The time that a network takes for `n` test pictures, as a share of another's, in batches of so many.
 
     Both as they are read from a file. One thread; they take turns batch by batch, and of each batch the median over rounds
     counts.
     """
     network, whole = (decode(encode(one)) for one in (network, whole))
-    pictures = next(iter(in_memory_loader(*_first(task, n), batch_size=n)))[0]
+    pictures = next(iter(in_memory_loader(*_some(task, n), batch_size=n)))[0]
     chunks = pictures.split(batch)
     times: dict[str, list[list[float]]] = {"network": [[] for _ in chunks], "whole": [[] for _ in chunks]}
     threads = torch.get_num_threads()
@@ -68,9 +69,10 @@ def time_shares(network: Network, whole: Network, task: Task, batch: int, n: int
     return total["network"] / total["whole"]
 
 
-def _first(task: Task, n: int) -> tuple[Tensor, Tensor]:
+def _some(task: Task, n: int) -> tuple[Tensor, Tensor]:
     held = task.test.dataset  # type: ignore[union-attr]
-    return held.images[:n], held.labels[:n]
+    some = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:n]
+    return held.images[some], held.labels[some]
 
 
 def thumbnails(task: Task, numbers: Sequence[int]) -> list[str]:

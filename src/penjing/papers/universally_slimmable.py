@@ -132,5 +132,5 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
-    judges=("penjing.dynamic.slimmable", "penjing.dynamic.sandwich"),
+    judges=("penjing.papers.small_pictures", "penjing.dynamic.slimmable", "penjing.dynamic.sandwich"),
 )
