@@ -1,6 +1,7 @@
 """Claims on pictures: every arm runs and every check is read from it; networks are the papers' sizes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import nn
 from penjing.data import Splits, in_memory_loader
 from penjing.data.augment import random_affine
 from penjing.errors import SettingError
+from penjing.graph import trace
+from penjing.measurement import block_shares
+from penjing.models import resnet_cifar
 from penjing.papers import claim_named
 from penjing.papers.claim import Arms
 from penjing.papers.fitnets import Experiment as FitNets
@@ -18,7 +22,9 @@ from penjing.papers.fitnets import thin_deep
 from penjing.papers.hinton_distillation import AFTER, HARD, NO_THREES, ONLY_7_8, SOFT, TEACHER, mlp
 from penjing.papers.laboratory import Laboratory
 from penjing.papers.pictures import write_picture
+from penjing.papers.small_pictures import small_pictures
 from penjing.papers.teacher_assistant import plain_by_depth
+from penjing.papers.ways import best_without, without_blocks
 
 SMALL: dict[str, dict[str, Any]] = {
     "hinton-distillation": {
@@ -91,6 +97,30 @@ def test_every_arm_runs_and_every_check_and_the_picture_are_made_of_them(name: s
     for check in claim.checks(settings):
         assert math.isfinite(check.difference(found)), check.says
     write_picture(claim.picture({0: found, 1: found, 2: found}, settings), tmp_path / "picture.png")
+
+
+def test_validation_pictures_are_of_all_classes_though_folders_are_read_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Sorted(RandomPictures):
+        def splits(self, name: str, **settings: Any) -> Splits:
+            found = super().splits(name, **settings)
+            held = found.valid.dataset  # type: ignore[attr-defined]
+            return replace(found, valid=in_memory_loader(held.images, held.labels.sort().values, 20))
+
+    monkeypatch.setattr("penjing.papers.small_pictures.N_VALID", 10)
+    task = small_pictures(Sorted(0, device=torch.device("cpu")), 40, 16)
+    assert [int(label) for batch in task.batches(task.valid) for label in batch.labels] == list(range(10))
+
+
+def test_fixed_ways_are_as_many_blocks_as_allowed_and_no_fewer() -> None:
+    task = small_pictures(RandomPictures(0, device=torch.device("cpu")), 40, 16)
+    network = trace(resnet_cifar(14, width=4), task.example().args)  # with four blocks that can be skipped
+    for computed, dropped in ((1.0, 0), (0.75, 1), (0.7, 1), (0.74999999999, 1), (0.5, 2)):
+        assert len(best_without(network, task, computed)) == dropped
+    without = without_blocks(network, (0, 2)).eval()
+    opened = block_shares(without, without.route(*task.example().args).opened)
+    assert [float(share.mean()) for share in opened.values()] == [0, 1, 0, 1]
 
 
 def test_hintons_figures_pass_his_claims_checks() -> None:
