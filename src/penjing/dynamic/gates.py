@@ -58,34 +58,31 @@ def feed_forward_gates(
 def recurrent_gates(
     network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
-    """One small recurrent network that goes along: h_k = tanh(A_k mean(x_k) + B h_{k-1}), logits = C h_k, B and C shared.
+    """One small recurrent network that goes along: h_k = tanh(A_k [mean(x_k), h_{k-1}]), logits = C h_k, C shared.
 
-    mean over places; h has 10 numbers.
+    mean over places; h has 10 numbers. A single sample spends less than a tenth of a block's time on a gate, so the two
+    matrices of the usual unit are one here.
     Args, returns: as `feed_forward_gates`.
-    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit of linear layers in the place of an LSTM;
-    Lin et al. 2017 (Runtime Neural Pruning), section 3.3 (encoder for each layer, shared recurrent decoder).
+    Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit in the place of an LSTM; Lin et al. 2017
+    (Runtime Neural Pruning), section 3.3 (encoder for each layer, shared recurrent decoder).
     """
     shapes = node_shapes(network)
     found: list[str] = []
-    layers: dict[str, nn.Module] = {
-        f"{GATES}.out": nn.Linear(HIDDEN, columns),
-    }
+    layers: dict[str, nn.Module] = {f"{GATES}.out": nn.Linear(HIDDEN, columns)}
     lean_(layers[f"{GATES}.out"], lean)
     added: dict[str, list[Node]] = {}
-    state, shared = "", nn.Linear(HIDDEN, HIDDEN, bias=False)
+    state = ""
     for k, block in enumerate(blocks):
-        nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
-        layers[f"{GATES}.{k}.look"] = nn.Linear(shapes[block.start][1], HIDDEN)
-        nodes += [
-            Node(f"gate_{k}_look", MODULE, (source,), f"{GATES}.{k}.look"),
-        ]
+        nodes, seen = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
+        width = shapes[block.start][1]
         if state:
-            layers[f"{GATES}.state"] = shared
-            nodes.append(Node(f"gate_{k}_before", MODULE, (state,), f"{GATES}.state"))
-            nodes.append(Node(f"gate_{k}_sum", "add", (f"gate_{k}_look", f"gate_{k}_before")))
+            nodes.append(Node(f"gate_{k}_seen", "concat", (seen, state), settings={"dim": 1}))
+            seen, width = f"gate_{k}_seen", width + HIDDEN
+        layers[f"{GATES}.{k}.look"] = nn.Linear(width, HIDDEN)
         state = f"gate_{k}_tanh"
         nodes += [
-            Node(state, "tanh", (nodes[-1].name,)),
+            Node(f"gate_{k}_look", MODULE, (seen,), f"{GATES}.{k}.look"),
+            Node(state, "tanh", (f"gate_{k}_look",)),
             Node(f"gate_{k}_logits", MODULE, (state,), f"{GATES}.out"),
         ]
         added.setdefault(block.start, []).extend(nodes)
