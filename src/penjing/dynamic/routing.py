@@ -82,7 +82,9 @@ class Routed(TrainedStage):
     def warn_of_collapse(self, bench: Workbench, shares: list[float], ways: int) -> None:
         """Tell where no sample is treated otherwise than the next."""
         if min(shares) > _ALWAYS_OPEN:
-            bench.warn("The policy has collapsed: every block is computed for every sample, so nothing is saved.")
+            bench.warn(
+                "The policy has collapsed: every block is computed for every sample, so nothing is saved. Make skipping worth more."
+            )
         elif max(shares) < _NEVER_OPEN:
             bench.warn("The policy has collapsed: no block is computed for any sample. Make skipping worth less.")
         elif ways == 1:
