@@ -83,7 +83,8 @@ class Routed(TrainedStage):
         """Tell where no sample is treated otherwise than the next."""
         if min(shares) > _ALWAYS_OPEN:
             bench.warn(
-                "The policy has collapsed: every block is computed for every sample, so nothing is saved. Make skipping worth more."
+                "The policy has collapsed: every block is computed for every sample, so nothing is saved. "
+                "Make skipping worth more."
             )
         elif max(shares) < _NEVER_OPEN:
             bench.warn("The policy has collapsed: no block is computed for any sample. Make skipping worth less.")
