@@ -11,9 +11,9 @@ import penjing as pj
 from penjing.dynamic import attach_exits
 from penjing.dynamic.blocks import gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
-from penjing.dynamic.choices import choosing, drawn, likeliest, parts_of_gates
+from penjing.dynamic.choices import bounded, choosing, drawn, likeliest, parts_of_gates
 from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
-from penjing.dynamic.route_training import bounded, reward
+from penjing.dynamic.route_training import reward
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Network, trace
 from penjing.measurement import answer, macs_by_node, macs_of_samples, macs_without_exits
@@ -180,7 +180,7 @@ def test_gates_that_learn_alone_give_no_gradient_to_what_they_look_at() -> None:
     gated, gates = with_gates(gated, [(name, 0) for name in logits])
     gated = gate_blocks(gated, blocks, gates).train()
     torch.manual_seed(0)
-    with choosing(gated, drawn, detached=True) as choices:
+    with choosing(gated, drawn(), detached=True) as choices:
         gated(torch.randn(6, 4))
     assert choices.opened().shape == (6, 2)
     choices.log_probabilities().sum().backward()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from penjing.graph import Network, Node
@@ -16,6 +15,17 @@ from penjing.graph.ops import PUT, TAKE
 Chooser = Callable[[str, Tensor], Tensor]
 """Of the node that gives logits and its logits, (batch, columns): 0 or 1 for each column, (batch, columns), or where one of
 several gates is open the number of it, (batch,)."""
+
+
+_LEAST = 1e-12
+
+
+def bounded(probabilities: Tensor, bound: float) -> Tensor:
+    """bound p + (1 - bound) (1 - p): so that no choice becomes certain while it is still explored.
+
+    Source: Wu et al. 2018, arXiv:1711.08393, section 3.3 (bound 0.8).
+    """
+    return bound * probabilities + (1 - bound) * (1 - probabilities)
 
 
 @dataclass
@@ -34,16 +44,14 @@ class Choices:
         """Which gates were open, (batch, gates), for gates of their own."""
         return torch.cat(list(self.taken.values()), 1)
 
-    def log_probabilities(self) -> Tensor:
-        """log pi of each choice, (batch, choices)."""
-        found = []
-        for name, taken in self.taken.items():
-            logits = self.logits[name]
-            if taken.dim() == 2:
-                found.append(-F.binary_cross_entropy_with_logits(logits, taken, reduction="none"))
-            else:
-                found.append(logits.log_softmax(1).gather(1, taken[:, None]))
-        return torch.cat(found, 1)
+    def probabilities(self, bound: float = 1.0) -> Tensor:
+        """Of each gate of its own to be open, (batch, gates), see `bounded`."""
+        return bounded(torch.sigmoid(torch.cat(list(self.logits.values()), 1)), bound)
+
+    def log_probabilities(self, bound: float = 1.0) -> Tensor:
+        """log pi of what was taken, (batch, gates), for gates of their own."""
+        p = self.probabilities(bound)
+        return torch.where(self.opened() > 0, p, 1 - p).clamp_min(_LEAST).log()
 
 
 @contextlib.contextmanager
@@ -100,9 +108,9 @@ def edges_to_gates(network: Network) -> list[tuple[str, int]]:
     ]
 
 
-def drawn(_: str, logits: Tensor) -> Tensor:
-    """Each gate open with its probability."""
-    return torch.bernoulli(torch.sigmoid(logits.detach()))
+def drawn(bound: float = 1.0) -> Chooser:
+    """Each gate open with its probability, see `bounded`."""
+    return lambda _, logits: torch.bernoulli(bounded(torch.sigmoid(logits.detach()), bound))
 
 
 def likeliest(_: str, logits: Tensor) -> Tensor:

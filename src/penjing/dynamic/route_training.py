@@ -29,14 +29,6 @@ def reward(right: Tensor, used: Tensor, penalty: float) -> Tensor:
     return torch.where(right, 1 - used.square(), torch.full_like(used, -penalty))
 
 
-def bounded(probabilities: Tensor, bound: float) -> Tensor:
-    """bound p + (1 - bound) (1 - p): so that no choice becomes certain while it is still explored.
-
-    Source: Wu et al. 2018, arXiv:1711.08393, section 3.3 (bound 0.8).
-    """
-    return bound * probabilities + (1 - bound) * (1 - probabilities)
-
-
 class GatesLearn(Part):
     """Base of parts in which gates learn at a rate of their own.
 
@@ -111,20 +103,21 @@ class HybridReinforcement(GatesLearn):
     Args:
         alpha: what skipping is worth: all blocks skipped as much as a loss smaller by alpha.
         weight: of the gates' term.
+        bound: how certain a choice may be while gates learn, see `bounded`; 1 as in the paper.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.4, equations 3 to 6; the baseline is BlockDrop's, since
     samples differ far more in their loss than ways do.
     """
 
-    def __init__(self, alpha: float, weight: float = 0.3) -> None:
-        self.alpha, self.weight = alpha, weight
+    def __init__(self, alpha: float, weight: float = 0.3, *, bound: float = 1.0) -> None:
+        self.alpha, self.weight, self.bound = alpha, weight, bound
 
     def step(self, fit: Fit, batch: Batch) -> float | None:
-        with choosing(fit.network, drawn, detached=True) as choices:
+        with choosing(fit.network, drawn(self.bound), detached=True) as choices:
             answers = _one(fit, fit.forward(batch))
         with torch.no_grad():
             greedy, likely = _greedily(fit, batch, likeliest)
             advantage = self._rewards(answers, choices.opened(), batch) - self._rewards(greedy, likely, batch)
-        policy = -(advantage * choices.log_probabilities()).sum(1).mean()
+        policy = -(advantage * choices.log_probabilities(self.bound)).sum(1).mean()
         return fit.update(fit.loss(batch, answers) + self.weight * policy)
 
     def _rewards(self, answers: Tensor, opened: Tensor, batch: Batch) -> Tensor:
@@ -180,21 +173,16 @@ class DropByPolicy(GatesLearn):
 
             return act
 
-        def explored(_: str, logits: Tensor) -> Tensor:
-            return torch.bernoulli(bounded(torch.sigmoid(logits.detach()), self.bound))
-
-        with choosing(fit.network, choose(explored), detached=True) as choices:
+        with choosing(fit.network, choose(drawn(self.bound)), detached=True) as choices:
             answers = _one(fit, fit.forward(batch))
         opened = choices.opened()
         with torch.no_grad():
             found = reward(answers.argmax(1) == batch.labels, opened.mean(1), self.penalty)
             greedy, likely = _greedily(fit, batch, choose(likeliest))
             critic = reward(greedy.argmax(1) == batch.labels, likely.mean(1), self.penalty)
-        logits = torch.cat(list(choices.logits.values()), 1)
-        p = bounded(torch.sigmoid(logits), self.bound)
-        log_pi = torch.where(opened > 0, p, 1 - p).log()
+        p = choices.probabilities(self.bound)
         n_forced = opened.shape[1] - max(math.ceil(free * opened.shape[1]), 1)
-        log_pi = log_pi[:, n_forced:]
+        log_pi = choices.log_probabilities(self.bound)[:, n_forced:]
         entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum(1).mean()
         policy = -((found - critic)[:, None] * log_pi).sum(1).mean() - self.entropy_weight * entropy
         loss = self.policy_weight * policy
