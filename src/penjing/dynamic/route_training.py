@@ -103,21 +103,20 @@ class HybridReinforcement(GatesLearn):
     Args:
         alpha: what skipping is worth: all blocks skipped as much as a loss smaller by alpha.
         weight: of the gates' term.
-        bound: how certain a choice may be while gates learn, see `bounded`; 1 as in the paper.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.4, equations 3 to 6; the baseline is BlockDrop's, since
     samples differ far more in their loss than ways do.
     """
 
-    def __init__(self, alpha: float, weight: float = 0.3, *, bound: float = 1.0) -> None:
-        self.alpha, self.weight, self.bound = alpha, weight, bound
+    def __init__(self, alpha: float, weight: float = 0.3) -> None:
+        self.alpha, self.weight = alpha, weight
 
     def step(self, fit: Fit, batch: Batch) -> float | None:
-        with choosing(fit.network, drawn(self.bound), detached=True) as choices:
+        with choosing(fit.network, drawn(), detached=True) as choices:
             answers = _one(fit, fit.forward(batch))
         with torch.no_grad():
             greedy, likely = _greedily(fit, batch, likeliest)
             advantage = self._rewards(answers, choices.opened(), batch) - self._rewards(greedy, likely, batch)
-        policy = -(advantage * choices.log_probabilities(self.bound)).sum(1).mean()
+        policy = -(advantage * choices.log_probabilities()).sum(1).mean()
         return fit.update(fit.loss(batch, answers) + self.weight * policy)
 
     def _rewards(self, answers: Tensor, opened: Tensor, batch: Batch) -> Tensor:
