@@ -111,12 +111,15 @@ def pictures_in_rows(rows: Mapping[str, Sequence[str]], *, title: str, side: int
 
 
 def grid(rows: Sequence[Row], x: str, y: str, value: str, *, title: str, order: Sequence[str] = ()) -> alt.LayerChart:
-    """A table of numbers with coloured cells, the means over seeds; `order` of the x."""
+    """A table of percentages with coloured cells, the means over seeds; `order` of the x."""
     base = alt.Chart(alt.Data(values=[dict(row) for row in rows])).encode(
-        x=alt.X(f"{x}:N", title=x, sort=list(order) or None), y=alt.Y(f"{y}:N", title=y, sort=None)
+        x=alt.X(f"{x}:N", title=x, sort=list(order) or None, axis=alt.Axis(labelAngle=0)),
+        y=alt.Y(f"{y}:N", title=y, sort=None),
     )
     cells = base.mark_rect().encode(
-        color=alt.Color(f"mean({value}):Q", title=value, scale=alt.Scale(range=[LIGHT.paper, _RANGE[0]]))
+        color=alt.Color(
+            f"mean({value}):Q", title=value, scale=alt.Scale(domain=[0, 100], range=[LIGHT.paper, "#7dc3a6"])
+        )
     )
     text = base.mark_text(fontSize=10).encode(text=alt.Text(f"mean({value}):Q", format=".0f"))
     return alt.layer(cells, text).properties(title=title, width=alt.Step(44), height=alt.Step(24))
