@@ -33,6 +33,7 @@ from penjing.dynamic.choices import parts_of_gates
 from penjing.dynamic.gates import policy, recurrent_gates, with_gates
 from penjing.graph import Network, Node, cut_out, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, tensor_at
+from penjing.graph.program import needed
 from penjing.measurement import macs_of_samples, macs_without_exits
 from penjing.models import resnet_cifar
 
@@ -326,7 +327,10 @@ def replace_gates(network: Network) -> Network:
             instead[node.name] = inputs[0]
         elif node.op != "gate":
             nodes.append(replace(node, inputs=inputs))
-    return Network(nodes, plain.layers(), plain.input_shapes).eval()
+    nodes = needed(nodes)  # of channel sets, the whole block alone
+    paths = {node.path for node in nodes if node.op == MODULE}
+    modules = {path: layer for path, layer in plain.layers().items() if path in paths}
+    return Network(nodes, modules, plain.input_shapes).eval()
 
 
 def main() -> None:

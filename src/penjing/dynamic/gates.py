@@ -60,8 +60,8 @@ def recurrent_gates(
 ) -> tuple[Network, list[str]]:
     """One small recurrent network that goes along: h_k = tanh(A_k [mean(x_k), h_{k-1}]), logits = C h_k, C shared.
 
-    mean over places; h has 10 numbers. A single sample spends less than a tenth of a block's time on a gate, so the two
-    matrices of the usual unit are one here.
+    mean over places; h has 10 numbers. The two matrices of the usual unit are one here: of the time that a gate takes for a
+    single sample, most is that of calling its layers.
     Args, returns: as `feed_forward_gates`.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit in the place of an LSTM; Lin et al. 2017
     (Runtime Neural Pruning), section 3.3 (encoder for each layer, shared recurrent decoder).
