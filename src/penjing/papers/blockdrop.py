@@ -12,24 +12,26 @@ from penjing.dynamic.route_training import DropByPolicy
 from penjing.graph import Network
 from penjing.models import resnet_cifar
 from penjing.papers.claim import Arms, Check, Claim, Figures
-from penjing.papers.laboratory import Laboratory, cloned
-from penjing.papers.small_pictures import small_pictures
+from penjing.papers.laboratory import Laboratory
 from penjing.papers.ways import (
+    FIRST,
+    PLAIN,
     Paper,
+    RoutedExperiment,
     best_without,
     checks_of_ways,
     found_on_test,
     picture_of_ways,
     random_ways,
+    train_plain,
     without_blocks,
 )
-from penjing.settings import Settings
-from penjing.training import LearnFromLabels, Schedule
+from penjing.training import LearnFromLabels
 
-PLAIN, STATIC = "plain", "fixed blocks"
+STATIC = "fixed blocks"
 
 
-class Experiment(Settings):
+class Experiment(RoutedExperiment):
     """ResNet-20 on small pictures of CIFAR-10; seven of its nine blocks can be skipped."""
 
     label = "blockdrop experiment"
@@ -37,15 +39,6 @@ class Experiment(Settings):
     judged: float = Field(default=2.0, description="the penalty that is compared")
     policy_epochs: int = Field(default=8, description="in which the policy alone learns, the last blocks first")
     policy_lr: float = Field(default=2e-3, description="of it, AdamW")
-    gate_lr: float = Field(default=10.0, description="how many times faster the policy learns while both do")
-    images: int = Field(default=10_000, description="to learn from")
-    size: int = Field(default=16, description="pixels of a side")
-    epochs: int = Field(default=16, description="of the network alone")
-    more_epochs: int = Field(default=8, description="of both, at a tenth of the rate")
-    batch_size: int = 128
-    lr: float = Field(default=0.1, description="SGD, cosine")
-    weight_decay: float = 5e-4
-    shown: int = Field(default=10, description="pictures a row with the fewest and the most blocks")
 
 
 def dropping(penalty: float) -> str:
@@ -68,19 +61,12 @@ def with_policy(network: Network) -> Network:
 
 def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
     """Train; accuracy on the test images in percent, and how many blocks they take."""
-    task = small_pictures(laboratory, settings.images, settings.size, settings.batch_size)
+    task = settings.task(laboratory)
     plain = laboratory.build(lambda: resnet_cifar(20), task)
-    first = Schedule(
-        epochs=settings.epochs, lr=settings.lr, optimizer="sgd", weight_decay=settings.weight_decay, warmup=0.1
-    )
-    second = first.model_copy(update={"epochs": settings.more_epochs, "lr": settings.lr / 10})
+    first, second = settings.first(), settings.second()
     if arm == PLAIN:
-        laboratory.train(plain, task, first)
-        laboratory.leave("first", cloned(plain.state_dict()))
-        laboratory.train(plain, task, second, name="second")
-        laboratory.leave(PLAIN, cloned(plain.state_dict()))
-        return {"accuracy": laboratory.percent_correct(plain, task)}
-    plain.load_state_dict(laboratory.left("first"))
+        return train_plain(laboratory, plain, task, first, second)
+    plain.load_state_dict(laboratory.left(FIRST))
     if arm == STATIC:
         dropped = best_without(plain, task, before[dropping(settings.judged)]["computed"])
         network = without_blocks(plain, dropped)

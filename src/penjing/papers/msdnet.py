@@ -126,7 +126,7 @@ def checks(settings: Experiment) -> tuple[Check, ...]:
             -1.0,
         ),
         Check(
-            f"{settings.budget:.0%} of the work: at least as good as the best exit with as much",
+            f"{100 * settings.budget:.0f} % of the work: at least as good as the best exit with as much",
             "dynamic beats fixed exits (recalled)",
             lambda arms: of(arms)["accuracy"] - fixed(of(arms)),
         ),

@@ -1,5 +1,6 @@
 """How many channels of a layer are computed is decided for each sample, by an agent that learns what they are worth."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,16 +15,24 @@ from penjing.dynamic.route_training import GatesLearn, ValueOfActions
 from penjing.graph import Network
 from penjing.models import resnet_cifar
 from penjing.papers.claim import Arms, Check, Claim, Figures
-from penjing.papers.laboratory import Laboratory, cloned
-from penjing.papers.small_pictures import small_pictures
-from penjing.papers.ways import Paper, checks_of_ways, found_on_test, picture_of_ways, random_ways
-from penjing.settings import Settings
+from penjing.papers.laboratory import Laboratory
+from penjing.papers.ways import (
+    FIRST,
+    PLAIN,
+    Paper,
+    RoutedExperiment,
+    checks_of_ways,
+    found_on_test,
+    picture_of_ways,
+    random_ways,
+    train_plain,
+)
 from penjing.training import LearnFromLabels, Schedule
 
-PLAIN, STATIC = "plain", "fixed channels"
+STATIC = "fixed channels"
 
 
-class Experiment(Settings):
+class Experiment(RoutedExperiment):
     """ResNet-20 on small pictures of CIFAR-10; the hidden channels of seven of its nine blocks are split."""
 
     label = "runtime-neural-pruning experiment"
@@ -33,15 +42,8 @@ class Experiment(Settings):
     )
     judged: float = Field(default=0.03, description="the penalty that is compared")
     warm: int = Field(default=2, description="epochs in which the network learns to work with any number of sets")
-    gate_lr: float = Field(default=10.0, description="how many times faster the agent learns")
-    images: int = Field(default=10_000, description="to learn from")
-    size: int = Field(default=16, description="pixels of a side")
-    epochs: int = Field(default=16, description="of the network alone")
-    more_epochs: int = Field(default=10, description="agent and network by turns, at a fifth of the rate")
-    batch_size: int = 128
-    lr: float = Field(default=0.1, description="SGD, cosine")
-    weight_decay: float = 5e-4
-    shown: int = Field(default=10, description="pictures a row with the fewest and the most channels")
+    more_epochs: int = Field(default=10, description="agent and network by turns")
+    more_lr: float = 0.2
 
 
 def pruned(penalty: float) -> str:
@@ -72,26 +74,18 @@ def fix_(network: Network, column: int) -> None:
 
 def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
     """Train; accuracy on the test images in percent, and how many channels they take."""
-    task = small_pictures(laboratory, settings.images, settings.size, settings.batch_size)
+    task = settings.task(laboratory)
     plain = laboratory.build(lambda: resnet_cifar(20), task)
-    first = Schedule(
-        epochs=settings.epochs, lr=settings.lr, optimizer="sgd", weight_decay=settings.weight_decay, warmup=0.1
-    )
-    second = first.model_copy(update={"epochs": settings.more_epochs, "lr": settings.lr / 5})
-    warm = second.model_copy(update={"epochs": settings.warm})
+    first, second = settings.first(), settings.second()
+    warm = settings.second(epochs=settings.warm)
     if arm == PLAIN:
-        laboratory.train(plain, task, first)
-        laboratory.leave("first", cloned(plain.state_dict()))
-        laboratory.train(plain, task, warm, name="warm")
-        laboratory.train(plain, task, second, name="second")
-        laboratory.leave(PLAIN, cloned(plain.state_dict()))
-        return {"accuracy": laboratory.percent_correct(plain, task)}
-    plain.load_state_dict(laboratory.left("first"))
+        return train_plain(laboratory, plain, task, first, warm, second)
+    plain.load_state_dict(laboratory.left(FIRST))
     network = split(plain, settings.sets)
     plain.load_state_dict(laboratory.left(PLAIN))
     if arm == STATIC:
         # rounded up: the fixed network computes at least as much
-        column = min(-int(-before[pruned(settings.judged)]["computed"] * settings.sets // 1), settings.sets) - 1
+        column = math.ceil(before[pruned(settings.judged)]["computed"] * settings.sets - 1e-6) - 1
         fix_(network, column)
         laboratory.train(network, task, warm, name="warm")
         laboratory.train(network, task, second)

@@ -13,21 +13,22 @@ from penjing.graph import Network
 from penjing.models import resnet_cifar
 from penjing.papers.claim import Arms, Check, Claim, Figures
 from penjing.papers.laboratory import Laboratory, cloned
-from penjing.papers.small_pictures import small_pictures
 from penjing.papers.ways import (
+    FIRST,
+    PLAIN,
     Paper,
+    RoutedExperiment,
     best_without,
     checks_of_ways,
     found_on_test,
     picture_of_ways,
     random_ways,
+    train_plain,
     without_blocks,
 )
-from penjing.settings import Settings
 from penjing.training import LearnFromLabels, Schedule
 
-PLAIN, SUPERVISED, COLD, STATIC, GUMBEL = (
-    "plain",
+SUPERVISED, COLD, STATIC, GUMBEL = (
     "supervised gates",
     "reinforced from scratch",
     "fixed blocks",
@@ -35,7 +36,7 @@ PLAIN, SUPERVISED, COLD, STATIC, GUMBEL = (
 )
 
 
-class Experiment(Settings):
+class Experiment(RoutedExperiment):
     """ResNet-20 on small pictures of CIFAR-10; seven of its nine blocks can be skipped."""
 
     label = "skipnet experiment"
@@ -48,15 +49,6 @@ class Experiment(Settings):
     open: float = Field(default=0.6, description="share of the blocks that Gumbel gates, measured beside them, compute")
     lean: float = Field(default=1.0, description="bias of gates at the start")
     reward_weight: float = 0.3
-    gate_lr: float = Field(default=10.0, description="how many times faster gates learn, while they are reinforced")
-    images: int = Field(default=10_000, description="to learn from")
-    size: int = Field(default=16, description="pixels of a side")
-    epochs: int = Field(default=16, description="of the first training")
-    more_epochs: int = Field(default=8, description="of the second, at a tenth of the rate")
-    batch_size: int = 128
-    lr: float = Field(default=0.1, description="SGD, cosine")
-    weight_decay: float = 5e-4
-    shown: int = Field(default=10, description="pictures a row with the fewest and the most blocks")
 
 
 def reinforced(alpha: float) -> str:
@@ -79,25 +71,18 @@ def gated(network: Network, lean: float) -> Network:
 
 def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
     """Train; accuracy on the test images in percent, and how many blocks they take."""
-    task = small_pictures(laboratory, settings.images, settings.size, settings.batch_size)
+    task = settings.task(laboratory)
     plain = laboratory.build(lambda: resnet_cifar(20), task)
-    first = Schedule(
-        epochs=settings.epochs, lr=settings.lr, optimizer="sgd", weight_decay=settings.weight_decay, warmup=0.1
-    )
-    second = first.model_copy(update={"epochs": settings.more_epochs, "lr": settings.lr / 10})
+    first, second = settings.first(), settings.second()
 
     def train(network: Network, schedule: Schedule, part: GatesLearn, name: str) -> None:
         part.gate_lr = settings.gate_lr if isinstance(part, HybridReinforcement) else 1.0
         laboratory.train(network, task, schedule, [LearnFromLabels(), part], name)
 
     if arm == PLAIN:
-        laboratory.train(plain, task, first)
-        laboratory.leave("first", cloned(plain.state_dict()))
-        laboratory.train(plain, task, second, name="second")
-        laboratory.leave(PLAIN, cloned(plain.state_dict()))
-        return {"accuracy": laboratory.percent_correct(plain, task)}
+        return train_plain(laboratory, plain, task, first, second)
     if arm == STATIC:
-        plain.load_state_dict(laboratory.left("first"))
+        plain.load_state_dict(laboratory.left(FIRST))
         dropped = best_without(plain, task, before[reinforced(settings.judged)]["computed"])
         network = without_blocks(plain, dropped)
         laboratory.train(network, task, second)

@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from penjing.dynamic.blocks import gate_blocks, residual_blocks
@@ -13,15 +14,58 @@ from penjing.dynamic.gates import feed_forward_gates, with_gates
 from penjing.graph import Network
 from penjing.measurement import Answers, answer, block_shares
 from penjing.papers.claim import Check, Figures
+from penjing.papers.laboratory import Laboratory, cloned
 from penjing.papers.pictures import grid, pictures_in_rows, side_by_side, traces
-from penjing.papers.small_pictures import on_test, thumbnails
-from penjing.training import Task
+from penjing.papers.small_pictures import on_test, small_pictures, thumbnails
+from penjing.settings import Settings
+from penjing.training import Schedule, Task
 from penjing.training.task import correct
 
 _CERTAIN = 10.0
 _ROUNDING = 1e-6
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Of CIFAR-10, in alphabetical order, as folders are read."""
+
+
+class RoutedExperiment(Settings):
+    """What experiments with ResNet-20 on small pictures of CIFAR-10 share; seven of its nine blocks can be skipped."""
+
+    gate_lr: float = Field(default=10.0, description="how many times faster what decides learns than the network")
+    images: int = Field(default=10_000, description="to learn from")
+    size: int = Field(default=16, description="pixels of a side")
+    epochs: int = Field(default=16, description="of the first training")
+    more_epochs: int = Field(default=8, description="of the second")
+    more_lr: float = Field(default=0.1, description="its rate as a share of the first one's")
+    batch_size: int = 128
+    lr: float = Field(default=0.1, description="SGD, cosine")
+    weight_decay: float = 5e-4
+    shown: int = Field(default=10, description="pictures a row that take the least and the most")
+
+    def task(self, laboratory: Laboratory) -> Task:
+        """The pictures."""
+        return small_pictures(laboratory, self.images, self.size, self.batch_size)
+
+    def first(self) -> Schedule:
+        """The first training."""
+        return Schedule(epochs=self.epochs, lr=self.lr, optimizer="sgd", weight_decay=self.weight_decay, warmup=0.1)
+
+    def second(self, **changes: Any) -> Schedule:
+        """The second, with changes."""
+        return self.first().model_copy(update={"epochs": self.more_epochs, "lr": self.lr * self.more_lr, **changes})
+
+
+FIRST, PLAIN = "first", "plain"
+"""What `train_plain` leaves: the network after its first training, and at its end."""
+
+
+def train_plain(laboratory: Laboratory, network: Network, task: Task, *schedules: Schedule) -> Figures:
+    """Train the network that computes everything, one schedule after another, and leave it for the other arms."""
+    for k, schedule in enumerate(schedules):
+        laboratory.train(network, task, schedule, name=str(k))
+        if k == 0:
+            laboratory.leave(FIRST, cloned(network.state_dict()))
+    laboratory.leave(PLAIN, cloned(network.state_dict()))
+    return {"accuracy": laboratory.percent_correct(network, task)}
 
 
 def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 0) -> Figures:
