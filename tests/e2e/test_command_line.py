@@ -73,6 +73,7 @@ def test_a_claim_is_run_judged_listed_and_put_on_a_page(penjing_says: Say, tmp_p
     assert page.read_text().count("not run") == len(listed)
     assert "Give the folder" not in one_line(penjing_says("reproduce", "lottery-ticket", "--out", out))
     assert "full or quick" in one_line(penjing_says("reproduce", "lottery-ticket", "--profile", "fast"))
+    assert "no, bf16 or fp16" in one_line(penjing_says("reproduce", "lottery-ticket", "--precision", "fp8"))
 
 
 def test_scan(finished: Path, penjing_says: Say, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, recipe: Path, p
         (["--set", "data={name: mnist}"], "mnist needs the folder"),
         (["--set", "data={name: mnist}", "--data", "nowhere"], "Download MNIST"),
         (["--device", "cuda:99"], 'there is no "cuda:99" on this machine'),
-        (["--precision", "fp8"], "precision must be no, bf16 or fp16"),
+        (["--precision", "fp8"], "run: --precision must be no, bf16 or fp16"),
         (["--model", "a:b"], "give a recipe, or --model"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     RUNS.clear()
     reproduce(claim(offset=2.0), out=tmp_path)  # other settings: other parts
     assert len(RUNS) == 6
+
+
+def test_precision_is_part_of_the_result_and_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reproduce(claim(), out=tmp_path)
+    RUNS.clear()
+    module = import_module("penjing.papers.reproduce")
+    monkeypatch.setattr(module, "Laboratory", lambda seed, precision, **rest: Laboratory(seed, **rest))
+    result = reproduce(claim(), precision="bf16", out=tmp_path)  # one process cannot change Accelerate's precision
+    assert len(RUNS) == 6 and result["precision"] == "bf16"
+    assert "trained in bf16; " in page_text({**dict.fromkeys(CLAIMS), "huffman": result}, tmp_path)
 
 
 def test_failures_and_too_few_seeds_are_said(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def run(
     from penjing.cli.running import dry_run as show_plan
     from penjing.cli.running import recipe_from, run_recipe
 
+    _check_precision("run", precision)
     found = recipe_from(recipe, model, dataset, stage or [], set_ or [])
     folder = out or Path("runs") / found.name
     if dry_run:
@@ -445,6 +446,9 @@ def reproduce(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="no, bf16 or fp16, of training; figures are always measured in float32.")
+    ] = "no",
     seconds: Annotated[
         float | None, typer.Option(help="Begin nothing new after so long; the next call goes on.", show_default=False)
     ] = None,
@@ -459,6 +463,7 @@ def reproduce(
 
     if profile not in ("full", "quick"):
         raise SettingError(f'reproduce: --profile must be full or quick, got "{profile}".')
+    _check_precision("reproduce", precision)
     if page is not None:
         show_page(out, page, out_console)
     if list_ or (name is None and page is None):
@@ -472,10 +477,16 @@ def reproduce(
             out=out,
             threads=threads,
             device=device,
+            precision=precision,
             seconds=seconds,
             as_json=json_,
             console=out_console,
         )
+
+
+def _check_precision(command: str, precision: str) -> None:
+    if precision not in ("no", "bf16", "fp16"):
+        raise SettingError(f'{command}: --precision must be no, bf16 or fp16, got "{precision}".')
 
 
 def print_json(value: Any) -> None:

@@ -49,6 +49,7 @@ def run_claim(
     out: Path,
     threads: int,
     device: str | None,
+    precision: str,
     seconds: float | None,
     as_json: bool,
     console: Console,
@@ -65,6 +66,7 @@ def run_claim(
         data=data,
         out=out,
         device=device_named(device),
+        precision=precision,
         reporter=Live(),
         seconds=seconds,
     )

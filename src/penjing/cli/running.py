@@ -136,8 +136,6 @@ def run_recipe(
     as_json: bool = False,
 ) -> Run:
     """Carry out a recipe and show the result."""
-    if precision not in ("no", "bf16", "fp16"):
-        raise SettingError(f'run: precision must be no, bf16 or fp16, got "{precision}".')
     chosen = device_named(device)
     if chosen is not None and chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -59,11 +59,12 @@ class Laboratory:
         folder: Path | None = None,
         data: Path | None = None,
         device: torch.device | None = None,
+        precision: str = "no",
         reporter: Reporter | None = None,
     ) -> None:
         self.seed, self.folder, self.data_folder = seed, folder, data
         self.reporter = reporter or Silent()
-        self.accelerator = new_accelerator(device)
+        self.accelerator = new_accelerator(device, precision)
         self.key = ""
         self._splits: dict[str, Splits] = {}
 

@@ -73,9 +73,11 @@ def _section(name: str, result: Mapping[str, Any], claim: Claim, pictures: Path)
             f"{check['at_least']:g} | {check['verdict']} |"
         )
     place = result["machine"] if isinstance(result["machine"], dict) else result["machine"][0]
+    trained = "" if result.get("precision", "no") == "no" else f"trained in {result['precision']}; "
     lines.append(
         f"\n{result['verdict']}{_age(result, claim)}; {len(result['seeds'])} seeds; {result['date']}; "
         f"{place['processor']}, {place['device']}, "
-        f"{place['threads']} thread(s); torch {result['versions'].get('torch', '?')}; {show_seconds(result['seconds'])}."
+        f"{place['threads']} thread(s); {trained}"
+        f"torch {result['versions'].get('torch', '?')}; {show_seconds(result['seconds'])}."
     )
     return lines

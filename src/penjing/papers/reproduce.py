@@ -40,6 +40,7 @@ def reproduce(
     data: Path | None = None,
     out: Path = Path("results"),
     device: torch.device | None = None,
+    precision: str = "no",
     reporter: Reporter | None = None,
     seconds: float | None = None,
 ) -> Result:
@@ -48,7 +49,8 @@ def reproduce(
     Args:
         seeds: 0 to n - 1 unless told, for a quick run only 0; fewer than 3 decide nothing.
         data: folder where data sets lie.
-        out: folder of results; parts that are there, of the same settings and code, are not run again.
+        precision: of training: "no" (float32), "bf16" or "fp16"; all figures are measured in float32.
+        out: folder of results; parts that are there, of the same settings, precision and code, are not run again.
         seconds: begin no new part after so long; what is missing is left for the next call.
     Returns: what is in the JSON file.
     Raises: DataError: data that are not there. RunError: time was up before all parts were done.
@@ -61,13 +63,14 @@ def reproduce(
     settings = claim.settings[profile]
     arms = claim.arms(settings)
     code, begun = claim.code_hash(), time.monotonic()
-    folder = out / "parts" / claim.name / f"{profile}-{claim.settings_hash(profile)}-{code}"
+    key = "-".join((profile, claim.settings_hash(profile), code, *((precision,) if precision != "no" else ())))
+    folder = out / "parts" / claim.name / key
     found: dict[int, dict[str, Figures]] = {}
     durations: list[float] = []
     places: list[Json] = []
     with reporter.bar(claim.name, len(seeds) * len(arms)) as bar:
         for seed in seeds:
-            laboratory = Laboratory(seed, folder=folder, data=data, device=device)
+            laboratory = Laboratory(seed, folder=folder, data=data, device=device, precision=precision)
             found[seed] = {}
             for arm in arms:
                 path = folder / f"seed-{seed}-{re.sub('[^a-zA-Z0-9.]+', '-', arm)}.json"
@@ -88,6 +91,7 @@ def reproduce(
                 bar.advance(1, f"seed {seed}, {arm}")
     result = _judged(claim, profile, seeds, found) | {
         "settings": json.loads(settings.model_dump_json()),
+        "precision": precision,
         "settings_hash": claim.settings_hash(profile),
         "code_hash": code,
         "judges": [*claim.judges],
