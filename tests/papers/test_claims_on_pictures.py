@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 from torch import nn
 
 from penjing.data import Splits, in_memory_loader
 from penjing.data.augment import random_affine
+from penjing.distillation import Distill
 from penjing.errors import SettingError
 from penjing.graph import trace
 from penjing.measurement import block_shares
@@ -24,6 +27,8 @@ from penjing.papers.laboratory import Laboratory
 from penjing.papers.pictures import write_picture
 from penjing.papers.small_pictures import small_pictures
 from penjing.papers.teacher_assistant import plain_by_depth
+from penjing.papers.under_100k import DEVIATION, MEAN
+from penjing.papers.under_100k import Experiment as Under100k
 from penjing.papers.ways import best_without, without_blocks
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -55,6 +60,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "teacher-assistant": {"depths": (4, 6), "teacher_epochs": 1, "epochs": 1},
     "ensemble-distillation": {"members": 2, "epochs": 1, "student_epochs": 1, "widths": (4, 4)},
     "weight-averaging": {"epochs": 2, "averaged": 1},
+    "under-100k": {"teacher_epochs": 1, "epochs": 1, "plain": (8, 4), "architecture": (14, 4)},
     "early-exit": {"epochs": 1, "sweep": (0.3,), "shown": 2},
     "msdnet": {"epochs": 1, "budget": 0.8, "sweep": (0.5, 0.8), "shown": 2, "blocks": 2, "growth": 2, "batch_size": 10},
     "slimmable": {"epochs": 1, "widths": (0.5, 1.0)},
@@ -83,6 +89,12 @@ class RandomPictures(Laboratory):
             )
 
         return Splits(part(40, True), part(20), part(20), tuple("0123456789"))
+
+    def weights(self, name: str) -> Path:
+        assert name == "resnet20_cifar10" and self.folder is not None
+        path = self.folder / f"{name}.safetensors"
+        save_file(resnet_cifar(20).state_dict(), path)
+        return path
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -121,6 +133,26 @@ def test_fixed_ways_are_as_many_blocks_as_allowed_and_no_fewer() -> None:
     without = without_blocks(network, (0, 2)).eval()
     opened = block_shares(without, without.route(*task.example().args).opened)
     assert [float(share.mean()) for share in opened.values()] == [0, 1, 0, 1]
+
+
+def test_the_homework_is_trained_as_its_recipe_says_but_shorter() -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "under-100k.yaml").read_text())
+    train, student, distill = (next(iter(stage.items())) for stage in recipe["stages"])
+    own = Under100k()
+    assert recipe["data"] == {
+        "name": "image-folder",
+        "n_valid": 50_000 - own.images,
+        "versions": own.versions,
+        "mean": [*MEAN],
+        "deviation": [*DEVIATION],
+    }
+    teacher = {"epochs": own.teacher_epochs, "lr": own.teacher_lr, "weight_decay": own.teacher_weight_decay}
+    assert train == ("train", {**teacher, "optimizer": "sgd"})
+    depth, width = own.architecture
+    assert student[1]["model"] == {"function": "penjing.models:resnet_cifar", "depth": depth, "width": width}
+    schedule = {"epochs": 40, "lr": own.lr, "optimizer": "sgd", "weight_decay": own.weight_decay}
+    assert distill == ("distill", {**schedule, "temperature": own.temperature})
+    assert Distill(**distill[1]).soft == own.soft and Distill(**distill[1]).warmup == 0.05
 
 
 def test_hintons_figures_pass_his_claims_checks() -> None:

@@ -35,6 +35,7 @@ CLAIMS: dict[str, str] = {
     "depthwise-separable": "depthwise_separable",
     "low-rank": "low_rank",
     "compact-networks": "compact_networks",
+    "under-100k": "under_100k",
     "early-exit": "early_exit",
     "msdnet": "msdnet",
     "slimmable": "slimmable",
