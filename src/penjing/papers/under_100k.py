@@ -135,7 +135,8 @@ CLAIM = Claim(
     says="A classifier of pictures with at most 100,000 parameters becomes better by a suited architecture, better by learning "
     "from a larger network, and best by both.",
     scaled="CIFAR-10 (JPEG) at 32 x 32 instead of the homework's pictures; the teacher is a ResNet-20 that was trained "
-    "on CIFAR-10 before and gets used to JPEG; architectures were chosen on validation pictures; 15 epochs for each student, where the recipe has 40.",
+    "on CIFAR-10 before and gets used to JPEG; architectures were chosen on validation pictures; 15 epochs for each student, "
+    "where the recipe has 40.",
     data=("cifar10-jpeg",),
     settings={
         "full": Experiment(),
