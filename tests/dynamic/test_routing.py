@@ -185,7 +185,7 @@ def test_gates_that_learn_alone_give_no_gradient_to_what_they_look_at() -> None:
     assert choices.opened().shape == (6, 2)
     choices.log_probabilities().sum().backward()
     assert gated.get_submodule("first").get_submodule("0").weight.grad is None
-    assert float(gated.get_submodule("routing.out").weight.grad.abs().sum()) > 0
+    assert float(gated.get_submodule("routing.0").weight.grad.abs().sum()) > 0
     taken, logits_ = torch.cat(list(choices.taken.values()), 1), torch.cat(list(choices.logits.values()), 1)
     p = torch.sigmoid(logits_)
     torch.testing.assert_close(choices.log_probabilities(), torch.where(taken > 0, p, 1 - p).log())

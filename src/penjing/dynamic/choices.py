@@ -63,12 +63,16 @@ def choosing(network: Network, choose: Chooser, *, detached: bool = False) -> It
     """
     found = Choices()
     exclusive = {node.inputs[0] for node in network.gates if node.settings["rule"] == "largest"}
+    columns: dict[str, int] = {}  # whatever stands behind them is no gate's
+    for node in network.gates:
+        source = node.inputs[0]
+        columns[source] = max(columns.get(source, 0), node.settings["column"] + 1)
 
     def act(node: Node, logits: Tensor) -> Tensor:
         source, column = node.inputs[0], node.settings["column"]
         if source not in found.taken:
-            found.logits[source] = logits
-            found.taken[source] = choose(source, logits)
+            found.logits[source] = logits[:, : columns[source]]
+            found.taken[source] = choose(source, found.logits[source])
         taken = found.taken[source]
         return ((taken == column) if source in exclusive else taken[:, column]).to(logits.dtype)
 

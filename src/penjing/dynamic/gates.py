@@ -58,33 +58,37 @@ def feed_forward_gates(
 def recurrent_gates(
     network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
-    """One small recurrent network that goes along: h_k = tanh(A_k [mean(x_k), h_{k-1}]), logits = C h_k, C shared.
+    """One small recurrent network that goes along: z_k = A_k [mean(x_k), tanh(z_{k-1})], the logits are z_k's first numbers.
 
-    mean over places; h has 10 numbers. The two matrices of the usual unit are one here: of the time that a gate takes for a
-    single sample, most is that of calling its layers.
+    mean over places; z has 10 numbers, the last of all only the logits. The usual unit's matrices, and the one that makes
+    logits of its state, are a single one here: of the time that a gate takes for a single sample, most is that of calling its
+    layers.
     Args, returns: as `feed_forward_gates`.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit in the place of an LSTM; Lin et al. 2017
-    (Runtime Neural Pruning), section 3.3 (encoder for each layer, shared recurrent decoder).
+    (Runtime Neural Pruning), section 3.3 (encoder for each layer, recurrent decoder).
     """
     shapes = node_shapes(network)
     found: list[str] = []
-    layers: dict[str, nn.Module] = {f"{GATES}.out": nn.Linear(HIDDEN, columns)}
-    lean_(layers[f"{GATES}.out"], lean)
+    layers: dict[str, nn.Module] = {}
     added: dict[str, list[Node]] = {}
     state = ""
     for k, block in enumerate(blocks):
+        last = k == len(blocks) - 1
         nodes, seen = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
         width = shapes[block.start][1]
         if state:
-            nodes.append(Node(f"gate_{k}_seen", "concat", (seen, state), settings={"dim": 1}))
+            nodes += [
+                Node(f"gate_{k}_tanh", "tanh", (state,)),
+                Node(f"gate_{k}_seen", "concat", (seen, f"gate_{k}_tanh"), settings={"dim": 1}),
+            ]
             seen, width = f"gate_{k}_seen", width + HIDDEN
-        layers[f"{GATES}.{k}.look"] = nn.Linear(width, HIDDEN)
-        state = f"gate_{k}_tanh"
-        nodes += [
-            Node(f"gate_{k}_look", MODULE, (seen,), f"{GATES}.{k}.look"),
-            Node(state, "tanh", (f"gate_{k}_look",)),
-            Node(f"gate_{k}_logits", MODULE, (state,), f"{GATES}.out"),
-        ]
+        layers[f"{GATES}.{k}"] = nn.Linear(width, columns if last else HIDDEN)
+        lean_(layers[f"{GATES}.{k}"], lean, columns)
+        state = f"gate_{k}_look"
+        nodes.append(Node(state, MODULE, (seen,), f"{GATES}.{k}"))
+        if columns > 1 and not last:
+            first = {"dim": 1, "start": 0, "end": columns, "step": 1}
+            nodes.append(Node(f"gate_{k}_logits", "slice", (state,), settings=first))
         added.setdefault(block.start, []).extend(nodes)
         found.append(nodes[-1].name)
     return _added(network, layers, added), found
@@ -129,12 +133,12 @@ def policy(network: Network, columns: int, lean: float = 1.0, width: int = 8) ->
     return _added(network, layers, {first.name: nodes}), source
 
 
-def lean_(layer: nn.Module, bias: float) -> None:
-    """Small weights, and a bias that leans towards open gates."""
+def lean_(layer: nn.Module, bias: float, columns: int | None = None) -> None:
+    """Small weights of the first `columns` logits, or of all, and a bias that leans towards open gates."""
     assert isinstance(layer, nn.Linear)
     with torch.no_grad():
-        layer.weight.mul_(0.1)
-        layer.bias.fill_(bias)
+        layer.weight[:columns].mul_(0.1)
+        layer.bias[:columns].fill_(bias)
 
 
 def with_gates(network: Network, columns: Sequence[tuple[str, int]]) -> tuple[Network, list[str]]:

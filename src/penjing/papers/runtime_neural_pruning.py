@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from penjing.dynamic.blocks import residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
@@ -63,13 +64,15 @@ def split(network: Network, sets: int) -> Network:
     return split_blocks(network, blocks, logits, sets)
 
 
-def fix_(network: Network, column: int) -> None:
+def fix_(network: Network, sets: int, column: int) -> None:
     """Make the agent say the same number of sets everywhere."""
-    out: Any = network.get_submodule(f"{GATES}.out")
-    with torch.no_grad():
-        out.weight.zero_()
-        out.bias.fill_(-1.0)
-        out.bias[column] = 1.0
+    for path, layer in network.layers().items():
+        if path.startswith(f"{GATES}."):
+            assert isinstance(layer, nn.Linear)
+            with torch.no_grad():
+                layer.weight[:sets] = 0.0
+                layer.bias[:sets] = -1.0
+                layer.bias[column] = 1.0
 
 
 def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
@@ -86,7 +89,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     if arm == STATIC:
         # rounded up: the fixed network computes at least as much
         column = math.ceil(before[pruned(settings.judged)]["computed"] * settings.sets - 1e-6) - 1
-        fix_(network, column)
+        fix_(network, settings.sets, column)
         laboratory.train(network, task, warm, name="warm")
         laboratory.train(network, task, second)
         found = found_on_test(network, plain, task)
