@@ -8,15 +8,29 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from penjing.dynamic import EarlyExits
+from penjing.artifact import decode, encode
+from penjing.dynamic import EarlyExits, Slimmable
 from penjing.errors import RunError
 from penjing.export import export_onnx, static
+from penjing.export import onnx as onnx_module
+from penjing.export.integers import _in_whole_numbers
 from penjing.graph import Network, trace
+from penjing.models import resnet_cifar
 from penjing.quantization import Quantize
+from penjing.quantization.uniform import Scheme, quantize_
 from penjing.training import Batch, Task, Workbench
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def _operations(path: Path, folder: Path) -> collections.Counter[str]:
+    """What ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return collections.Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
 def test_integers_answer_as_the_simulation_does(trained: tuple[Network, Task], tmp_path: Path) -> None:
@@ -24,12 +38,7 @@ def test_integers_answer_as_the_simulation_does(trained: tuple[Network, Task], t
     bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
     Quantize(activations=8).apply(bench)
     done = export_onnx(bench.network, tmp_path / "int8.onnx")
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(done.path), options, providers=["CPUExecutionProvider"])
-    count = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    count = _operations(done.path, tmp_path)
     assert count["QLinearConv"] == 2 and count["Conv"] == 0, "convolutions compute in integers"
     assert count["QGemm"] + count["MatMulIntegerToFloat"] + count["QLinearMatMul"] == 1
     kinds = {tensor.data_type for tensor in onnx.load(done.path).graph.initializer}
@@ -37,8 +46,8 @@ def test_integers_answer_as_the_simulation_does(trained: tuple[Network, Task], t
     agree = n = right = dense_right = 0
     assert task.test is not None
     for batch in task.batches(task.test):
-        (answers,) = session.run(None, {session.get_inputs()[0].name: batch.args[0].numpy()})
-        found = torch.from_numpy(answers).argmax(1)
+        (answers,) = onnx_module.run_onnx(done.path.read_bytes(), [batch.args[0]])
+        found = answers.argmax(1)
         with torch.no_grad():
             agree += int((found == bench.network(*batch.args).argmax(1)).sum())
             dense_right += int((network(*batch.args).argmax(1) == batch.labels).sum())
@@ -56,6 +65,54 @@ def test_exits_are_outputs_of_integer_arithmetic_too(trained: tuple[Network, Tas
     done = export_onnx(bench.network, tmp_path / "exits.onnx")
     assert done.outputs == ("exit_0", "final")
     assert export_onnx(bench.network, tmp_path / "first.onnx", exit_at=0).size_bytes < done.size_bytes
+
+
+def test_every_width_of_a_file_computes_in_integers(trained: tuple[Network, Task], tmp_path: Path) -> None:
+    _, task = trained
+    torch.manual_seed(0)
+    network = trace(resnet_cifar(8, width=8, channels=1), task.example().args)
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    Slimmable(widths=(0.5, 1.0), epochs=3, lr=0.01).apply(bench)
+    in_floats = bench.network
+    Quantize(activations=8).apply(bench)
+    held = decode(encode(bench.network), for_training=True)
+    assert len(encode(bench.network)) < 0.4 * len(encode(in_floats))
+    for k in range(2):
+        done = export_onnx(held, tmp_path / f"{k}.onnx", exit_at=k)
+        assert _operations(done.path, tmp_path) >= collections.Counter(QLinearConv=7, QGemm=1, QLinearAdd=3)
+        assert _operations(done.path, tmp_path)["Conv"] == 0
+        held_in_floats = [t for t in onnx.load(done.path).graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+        assert max(len(t.dims) for t in held_in_floats) < 2, "weights are codes"
+        agree = n = 0
+        for batch in task.batches(task.valid):
+            (found,) = onnx_module.run_onnx(done.path.read_bytes(), [batch.args[0]])
+            with torch.no_grad():
+                agree += int((found.argmax(1) == in_floats.eval().all_answers(*batch.args)[k].argmax(1)).sum())
+            n += len(found)
+        assert agree >= 0.97 * n
+
+
+def test_a_batch_norm_behind_is_multiplied_in_whatever_its_signs() -> None:
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -0.5, 2.0, -3.0]))
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    quantize_(layer, "weight", Scheme(8))
+    x = torch.randint(0, 256, (2, 3, 8, 8)) * 0.01
+    found = _in_whole_numbers(layer, 0.01, norm)
+    assert found is not None and found.bias is not None and bool((found.scales > 0).all())
+    weight = found.codes.double() * found.scales.double()[:, None, None, None]
+    answer = nn.functional.conv2d(x.double(), weight, found.bias.double() * found.sums.double())
+    with torch.no_grad():
+        expected = norm(layer(x)).double()
+    assert float((answer - expected).abs().max()) < 0.51 * float(found.sums.max()) + 1e-5
+    with torch.no_grad():
+        norm.weight[0] = 0.0
+    assert _in_whole_numbers(layer, 0.01, norm) is None  # no step holds it: norm and layer stay apart
+    assert _in_whole_numbers(layer, 0.01) is not None
 
 
 def test_weights_without_codes_stay_floats(trained: tuple[Network, Task], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from penjing.errors import SurgeryError
 from penjing.graph.groups import Removal
@@ -218,29 +219,38 @@ def _root(node: Node, nodes: Mapping[str, Node]) -> str:
 
 def _cut_layer(network: Network, node: Node, nodes: Mapping[str, Node]) -> nn.Module | None:
     """The layer whose weight and bias a node reads slices of, cut to them; None where it reads anything else."""
-    pieces: list[tuple[str, str, list[tuple[int, int, int]]]] = []
+    pieces: list[tuple[str, str, list[Cut]]] = []
     for name in node.inputs[1:]:
-        cuts: list[tuple[int, int, int]] = []
+        cuts: list[Cut] = []
         source = nodes[name]
-        while source.op == "slice" and source.settings["step"] == 1:
-            cuts.insert(0, (source.settings["dim"], source.settings["start"], source.settings["end"]))
-            source = nodes[source.inputs[0]]
+        while (cut := _cut(source, nodes)) is not None:
+            cuts.insert(0, cut[0])
+            source = nodes[cut[1]]
         owner, _, key = source.path.rpartition(".")
         if source.op != TENSOR or not owner:
             return None
         pieces.append((owner, key, cuts))
     owners, keys = {owner for owner, _, _ in pieces}, [key for _, key, _ in pieces]
     layer = copy.deepcopy(network.get_submodule(pieces[0][0]))
-    own = ["weight", "bias"] if getattr(layer, "bias", None) is not None else ["weight"]
     call = _call(layer)
-    if len(owners) > 1 or keys != own or call is None or call[0] != node.op:
+    if (
+        len(owners) > 1
+        or keys[:1] != ["weight"]
+        or keys[1:] not in ([], ["bias"])
+        or call is None
+        or call[0] != node.op
+    ):
         return None
     if {**call[1], "groups": 0} != {**node.settings, "groups": 0}:
         return None
+    if len(keys) == 1 and getattr(layer, "bias", None) is not None:  # the whole layer's alone
+        if parametrize.is_parametrized(layer, "bias"):
+            parametrize.remove_parametrizations(layer, "bias", leave_parametrized=False)
+        layer.bias = None  # type: ignore[assignment]
     for _, key, cuts in pieces:
-        for dim, start, end in cuts:
+        for dim, runs in cuts:
             size = getattr(layer, key).shape[dim]
-            slice_(layer, key, dim, torch.arange(*slice(start, end).indices(size)))
+            slice_(layer, key, dim, torch.cat([torch.arange(*slice(*run).indices(size)) for run in runs]))
     weight: Any = layer.weight
     if node.op == "linear":
         layer.out_features, layer.in_features = weight.shape
@@ -248,6 +258,22 @@ def _cut_layer(network: Network, node: Node, nodes: Mapping[str, Node]) -> nn.Mo
         layer.groups = node.settings["groups"]
         layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
     return layer
+
+
+Cut = tuple[int, list[tuple[int, int]]]
+"""A dimension, and from where to where its parts reach, in order."""
+
+
+def _cut(node: Node, nodes: Mapping[str, Node]) -> tuple[Cut, str] | None:
+    """What a node takes of a tensor, in one part or several one after another, and that tensor's node; None: something else."""
+    parts = [nodes[name] for name in node.inputs] if node.op == "concat" else [node]
+    dims = {part.settings.get("dim") for part in parts}
+    if any(part.op != "slice" or part.settings["step"] != 1 for part in parts) or len({p.inputs[0] for p in parts}) > 1:
+        return None
+    if len(dims) > 1 or (node.op == "concat" and dims != {node.settings["dim"]}):
+        return None
+    runs = [(part.settings["start"], part.settings["end"]) for part in parts]
+    return (parts[0].settings["dim"], runs), parts[0].inputs[0]
 
 
 def _free(stem: str, modules: Mapping[str, nn.Module]) -> str:

@@ -6,17 +6,19 @@
 A layer computes in integers where what it takes and what it gives are integers. So a result is quantized
 
 - where a layer with quantized weights reads it,
-- behind a convolution, or behind the ReLU that alone reads it, which then is nothing but the lower end of the range,
+- behind a convolution, or behind the batch norm and the ReLU that alone read it: a norm is a scale and a shift of each row's
+  sums, which exporters multiply into steps and biases, and a ReLU nothing but the lower end of the range,
 - behind a sum, a concatenation or a mean of quantized results, the same way.
 
 What only moves numbers (pooling the largest, reshaping, padding with zeros) keeps the grid of what it moves. What a linear
-layer gives stays as it is: its sums are taken in integers anyway, and softmax and norms want floats.
+layer gives stays as it is: its sums are taken in integers anyway, and softmax and norms want floats. A narrower self of a
+network, which reads slices of a layer's weight, counts as that layer.
 
 Source: Jacob et al. 2018, arXiv:1712.05877, sections 2 and 3; where to quantize, ONNX Runtime's rules for fusing.
 """
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +27,14 @@ from torch import Tensor
 
 from penjing.errors import DataError, SettingError
 from penjing.graph import Network, Node
-from penjing.graph.network import MODULE, word_of
+from penjing.graph.network import MODULE, TENSOR, word_of
 from penjing.quantization.uniform import Range
 from penjing.representation import Grid, representations
 from penjing.training import Batch
 
 LEVELS = 255
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
+_BATCH_NORMS = ("batchnorm1d", "batchnorm2d", "batchnorm3d")
 _TABLES = ("embedding", "embeddingbag")  # they read indices, not numbers
 _MOVES = ("flatten", "reshape", "permute", "slice", "pad", "identity", "dropout", "dropout2d")
 _LARGEST = ("max_pool", "maxpool1d", "maxpool2d", "maxpool3d", "adaptive_max_pool")
@@ -55,7 +58,7 @@ def quantize_activations(
         x' = step (clip(round(x / step) + zero, 0, 255) - zero),   step = (high - low) / 255,   zero = round(-low / step)
 
     Args:
-        layers: paths of those with quantized weights; batch norms should be folded.
+        layers: paths of those with quantized weights.
         batches: inputs, of which only the values are looked at.
         range: what low ... high is: all values ("min-max"), all but the outermost ("percentile", in percent, shared by both
             ends), or what makes the squared error least ("mse", on a histogram of 2048 bins). It always holds 0.
@@ -141,16 +144,34 @@ def quantized_places(network: Network, layers: Collection[str]) -> dict[str, str
 
     for node in network.nodes:
         word = word_of(network, node)
-        if node.op == MODULE and node.path in layers and word not in _TABLES:
+        if _layer_of(node, nodes) in layers and word not in _TABLES:
             mark(node.inputs[0])
             if word in _CONVOLUTIONS:
-                mark(_behind(network, node))
+                mark(_behind(network, _normed(network, node)))
         joins = (word in _JOINS and len(node.inputs) > 1) or word in _MEANS
         if joins and all(is_quantized(name) for name in node.inputs):
             for name in node.inputs:
                 mark(name)
             mark(_behind(network, node))
     return {node.name: found[node.name] for node in network.nodes if node.name in found}
+
+
+def _layer_of(node: Node, nodes: Mapping[str, Node]) -> str:
+    """The path of the layer that a node calls, or of whose weight it reads a part; "" for other nodes."""
+    if node.op == MODULE:
+        return node.path
+    if node.op not in ("convolution", "linear"):
+        return ""
+    source = nodes[node.inputs[1]]
+    while source.op in ("slice", "concat"):
+        source = nodes[source.inputs[0]]
+    return source.path.rpartition(".")[0] if source.op == TENSOR else ""
+
+
+def _normed(network: Network, node: Node) -> Node:
+    """The batch norm that alone reads a result, else the node itself."""
+    readers = network.consumers(node.name)
+    return readers[0] if len(readers) == 1 and word_of(network, readers[0]) in _BATCH_NORMS else node
 
 
 def _behind(network: Network, node: Node) -> str:
