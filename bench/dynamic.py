@@ -203,15 +203,13 @@ def channel_sets(x: Tensor) -> Network:
 def half_open(network: Network, x: Tensor, blocks: list[Block]) -> Network:
     """Shift the gates' last biases so that about half of the samples find each gate open."""
     many = torch.cat([x, torch.randn(64, *x.shape[1:])])
-    for _ in range(2 if len(network.gates) == len(blocks) else 0):
-        values = features(network, many)
-        for node in network.gates:
-            layer = network.get_submodule(next(n.path for n in network.nodes if n.name == node.inputs[0]))
-            if isinstance(layer, nn.Linear):
-                with torch.no_grad():
-                    layer.weight.mul_(3.0)
-                    column = node.settings["column"]
-                    layer.bias[column] -= values[node.inputs[0]][:, column].median()
+    for node in network.gates if len(network.gates) == len(blocks) else ():  # what the next ones see depends on it
+        layer = network.get_submodule(next(n.path for n in network.nodes if n.name == node.inputs[0]))
+        assert isinstance(layer, nn.Linear)
+        column = node.settings["column"]
+        with torch.no_grad():
+            layer.weight[column].mul_(9.0)
+            layer.bias[column] -= features(network, many)[node.inputs[0]][:, column].median()
     return network
 
 
