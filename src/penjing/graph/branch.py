@@ -233,17 +233,11 @@ def _cut_layer(network: Network, node: Node, nodes: Mapping[str, Node]) -> nn.Mo
     owners, keys = {owner for owner, _, _ in pieces}, [key for _, key, _ in pieces]
     layer = copy.deepcopy(network.get_submodule(pieces[0][0]))
     call = _call(layer)
-    if (
-        len(owners) > 1
-        or keys[:1] != ["weight"]
-        or keys[1:] not in ([], ["bias"])
-        or call is None
-        or call[0] != node.op
-    ):
+    if len(owners) > 1 or keys not in (["weight"], ["weight", "bias"]) or call is None or call[0] != node.op:
         return None
     if {**call[1], "groups": 0} != {**node.settings, "groups": 0}:
         return None
-    if len(keys) == 1 and getattr(layer, "bias", None) is not None:  # the whole layer's alone
+    if "bias" not in keys and getattr(layer, "bias", None) is not None:  # it is the whole layer's alone
         if parametrize.is_parametrized(layer, "bias"):
             parametrize.remove_parametrizations(layer, "bias", leave_parametrized=False)
         layer.bias = None  # type: ignore[assignment]
