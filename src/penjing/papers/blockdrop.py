@@ -1,7 +1,6 @@
 """A policy that sees the image once says which blocks of the network it needs."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from pydantic import Field
@@ -20,9 +19,10 @@ from penjing.papers.ways import (
     RoutedExperiment,
     best_without,
     checks_of_ways,
+    found_beside_random,
     found_on_test,
+    least_step,
     picture_of_ways,
-    random_ways,
     train_plain,
     without_blocks,
 )
@@ -89,9 +89,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     joint.gate_lr = settings.gate_lr
     laboratory.train(network, task, second, [LearnFromLabels(), joint])
     shown = settings.shown if penalty == settings.judged else 0
-    found = found_on_test(network, plain, task, shown=shown)
-    if shown:
-        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
+    found = found_beside_random(laboratory, network, plain, task, shown)
     return found | {f"policy alone, {what}": alone_found[what] for what in ("accuracy", "computed", "ways")}
 
 
@@ -111,10 +109,7 @@ def checks(settings: Experiment) -> tuple[Check, ...]:
         Check(
             "the higher the penalty for wrong answers, the more blocks",
             "gamma sets the trade-off (section 3.2)",
-            lambda arms: min(
-                100 * (arms[dropping(b)]["computed"] - arms[dropping(a)]["computed"])
-                for a, b in pairwise(settings.penalties)
-            ),
+            least_step([dropping(penalty) for penalty in settings.penalties]),
             unit="%",
         ),
         Check(

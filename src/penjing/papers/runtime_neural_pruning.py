@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,9 +22,10 @@ from penjing.papers.ways import (
     Paper,
     RoutedExperiment,
     checks_of_ways,
+    found_beside_random,
     found_on_test,
+    least_step,
     picture_of_ways,
-    random_ways,
     train_plain,
 )
 from penjing.training import LearnFromLabels, Schedule
@@ -103,10 +103,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     train(warm, ValueOfActions(-penalty, explore=(1.0, 1.0), agent=False), "warm")
     train(second, ValueOfActions(-penalty), "")
     shown = settings.shown if penalty == settings.judged else 0
-    found = found_on_test(network, plain, task, shown=shown)
-    if shown:
-        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
-    return found
+    return found_beside_random(laboratory, network, plain, task, shown)
 
 
 def checks(settings: Experiment) -> tuple[Check, ...]:
@@ -125,10 +122,7 @@ def checks(settings: Experiment) -> tuple[Check, ...]:
         Check(
             "the higher the penalty, the fewer channels",
             "p sets the trade-off (section 3.3)",
-            lambda arms: min(
-                100 * (arms[pruned(a)]["computed"] - arms[pruned(b)]["computed"])
-                for a, b in pairwise(settings.penalties)
-            ),
+            least_step([pruned(penalty) for penalty in reversed(settings.penalties)]),
             unit="%",
         ),
     )

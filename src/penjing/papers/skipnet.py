@@ -1,7 +1,6 @@
 """Gates that look at each sample skip the blocks that it does not need."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from pydantic import Field
@@ -20,9 +19,10 @@ from penjing.papers.ways import (
     RoutedExperiment,
     best_without,
     checks_of_ways,
+    found_beside_random,
     found_on_test,
+    least_step,
     picture_of_ways,
-    random_ways,
     train_plain,
     without_blocks,
 )
@@ -110,10 +110,7 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
     alpha = next(alpha for alpha in settings.alphas if arm == reinforced(alpha))
     train(network, second, HybridReinforcement(alpha, settings.reward_weight), "")
     shown = settings.shown if alpha == settings.judged else 0
-    found = found_on_test(network, plain, task, shown=shown)
-    if shown:
-        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
-    return found
+    return found_beside_random(laboratory, network, plain, task, shown)
 
 
 def checks(settings: Experiment) -> tuple[Check, ...]:
@@ -132,10 +129,7 @@ def checks(settings: Experiment) -> tuple[Check, ...]:
         Check(
             "the higher the price, the fewer blocks",
             "alpha sets the trade-off (section 4)",
-            lambda arms: min(
-                100 * (arms[reinforced(a)]["computed"] - arms[reinforced(b)]["computed"])
-                for a, b in pairwise(settings.alphas)
-            ),
+            least_step([reinforced(alpha) for alpha in reversed(settings.alphas)]),
             unit="%",
         ),
         Check(

@@ -1,7 +1,8 @@
 """What claims about routing have in common: the ways that samples go, and ways that nobody has learned."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from penjing.dynamic.choices import choosing
 from penjing.dynamic.gates import feed_forward_gates, with_gates
 from penjing.graph import Network
 from penjing.measurement import Answers, answer, block_shares
-from penjing.papers.claim import Check, Figures
+from penjing.papers.claim import Arms, Check, Figures
 from penjing.papers.laboratory import Laboratory, cloned
 from penjing.papers.pictures import grid, pictures_in_rows, side_by_side, traces
 from penjing.papers.small_pictures import on_test, small_pictures, thumbnails
@@ -94,6 +95,14 @@ def found_on_test(network: Network, plain: Network, task: Task, *, shown: int = 
             thumbnails(task, some.tolist()) for some in (order[:shown], order[-shown:])
         )
     return figures
+
+
+def found_beside_random(laboratory: Laboratory, network: Network, plain: Network, task: Task, shown: int) -> Figures:
+    """What `found_on_test` says; of a network that is shown, also how good as much at random is ("random")."""
+    found = found_on_test(network, plain, task, shown=shown)
+    if shown:
+        found["random"] = random_ways(network, task, found["computed"], laboratory.generator("ways"))
+    return found
 
 
 def _mean(some: Tensor, everybody: Tensor) -> float:
@@ -220,6 +229,11 @@ def checks_of_ways(judged: str, plain: str, fixed: str, what: str, paper: Paper)
             unit="%",
         ),
     )
+
+
+def least_step(names: Sequence[str]) -> Callable[[Arms], float]:
+    """By how much more, in percent, each arm computes than the one before it, at the least."""
+    return lambda arms: min(100 * (arms[b]["computed"] - arms[a]["computed"]) for a, b in pairwise(names))
 
 
 def picture_of_ways(rows: list[dict[str, Any]], judged: Figures) -> Any:
