@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from penjing.dynamic import attach_exits, places_for_exits
-from penjing.errors import SurgeryError
+from penjing.dynamic import EarlyExits, attach_exits, places_for_exits
+from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Network, trace
 from penjing.measurement import macs_by_node, macs_to_exits, macs_without_exits
+from penjing.models import resnet_cifar
+from penjing.training import Batch, Task, Workbench
 
 
 class Blocks(nn.Module):
@@ -37,6 +40,24 @@ def test_exits_are_not_put_where_a_shortcut_runs_past(network: Network) -> None:
     assert sorted(paths[name] for name in places_for_exits(network, 3)) == ["relu0", "relu2", "relu3"]
     with pytest.raises(SurgeryError, match="has 3 places for an exit; 4 are asked for"):
         places_for_exits(network, 4)
+
+
+def test_an_exit_behind_a_block_sees_what_the_block_gives() -> None:
+    torch.manual_seed(0)
+    network = trace(resnet_cifar(14, width=4), (torch.randn(2, 3, 16, 16),))
+    x, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    task = Task([Batch((x,), {}, labels)], [Batch((x,), {}, labels)])  # type: ignore[arg-type]
+    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    EarlyExits(after=("layer1.0", "layer2.*"), epochs=0, saving=0.01).apply(bench)
+    by_name = {node.name: node for node in bench.network.nodes}
+    looked_at = [by_name[by_name[by_name[exit_.inputs[0]].inputs[0]].inputs[0]] for exit_ in bench.network.exits]
+    assert [(node.op, node.scope) for node in looked_at] == [
+        ("relu", "layer1.0"),
+        ("relu", "layer2.0"),
+        ("relu", "layer2.1"),
+    ]
+    with pytest.raises(SettingError, match=r'after: no layer is like "layer4\.0"'):
+        EarlyExits(after=("layer4.0",), epochs=0).apply(Workbench(network, task, accelerator=Accelerator(cpu=True)))
 
 
 def test_one_exit_goes_nearest_to_half_of_the_work(network: Network) -> None:

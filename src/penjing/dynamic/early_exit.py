@@ -18,7 +18,8 @@ from torch import nn
 from penjing.dynamic.calibration import calibrate_exits, with_temperatures
 from penjing.dynamic.thresholds import AtExits, Thresholds, checked, for_drop, for_saving
 from penjing.errors import SettingError, SurgeryError
-from penjing.graph import NEVER, Network, Node, insert_after, node_shapes, select
+from penjing.graph import NEVER, Network, Node, insert_after, node_shapes
+from penjing.graph.features import layers_like, node_named
 from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT
 from penjing.graph.ops import OPERATIONS
@@ -188,7 +189,9 @@ class EarlyExits(TrainedStage):
 
     label: ClassVar[str] = "early-exits"
     needs: ClassVar[tuple[str, ...]] = ("classification", "labels or a teacher")
-    after: tuple[str, ...] = Field(default=(), description="layers to put an exit behind; empty: evenly by MACs")
+    after: tuple[str, ...] = Field(
+        default=(), description="layers or blocks to put an exit behind; empty: evenly by MACs"
+    )
     exits: int | None = Field(
         default=None, ge=1, description="how many, where `after` is empty; none: those that are there, else 1"
     )
@@ -233,8 +236,9 @@ class EarlyExits(TrainedStage):
         network = bench.network
         places: list[str] = []
         if self.after:
-            paths = select(network.layers().items(), self.after, f"{self.label}: after")
-            places = [network.node_of(path).name for path in paths]
+            where = f"{self.label}: after"
+            names = [name for pattern in self.after for name in layers_like(network, pattern, where)]
+            places = list(dict.fromkeys(node_named(network, name, where) for name in names))
         elif self.exits is not None or not network.exits:
             places = places_for_exits(network, self.exits or 1)
         if places:
