@@ -159,6 +159,24 @@ def test_channel_sets_are_the_first_channels_of_the_block() -> None:
     assert macs_without_exits(gated) == macs_without_exits(network)
 
 
+def test_there_may_be_more_sets_than_a_gate_has_numbers() -> None:
+    torch.manual_seed(0)
+    network = trace(resnet_cifar(14, width=16), (torch.randn(2, 3, 8, 8),))
+    blocks = residual_blocks(network)
+    gated, logits = recurrent_gates(network, blocks, 12, lean=0.0)
+    gated = split_blocks(gated, blocks, logits, 12).eval()
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad(), choosing(gated, likeliest_of_all) as choices:
+        together = gated(x)
+    assert all(z.shape == (3, 12) for z in choices.logits.values())
+    with torch.no_grad():
+        torch.testing.assert_close(together, torch.cat([gated(one) for one in x.split(1)]), rtol=1e-4, atol=1e-5)
+
+
+def likeliest_of_all(_: str, logits: Tensor) -> Tensor:
+    return logits.argmax(1)
+
+
 def test_gates_are_a_small_part() -> None:
     network = trace(resnet_cifar(20), (torch.randn(2, 3, 32, 32),))
     blocks = residual_blocks(network)

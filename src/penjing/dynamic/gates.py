@@ -60,9 +60,9 @@ def recurrent_gates(
 ) -> tuple[Network, list[str]]:
     """One small recurrent network that goes along: z_k = A_k [mean(x_k), tanh(z_{k-1})], the logits are z_k's first numbers.
 
-    mean over places; z has 10 numbers, the last of all only the logits. The usual unit's matrices, and the one that makes
-    logits of its state, are a single one here: of the time that a gate takes for a single sample, most is that of calling its
-    layers.
+    mean over places; z has 10 numbers, or as many as there are logits; the last of all has only these. The usual unit's
+    matrices, and the one that makes logits of its state, are a single one here: of the time that a gate takes for a single
+    sample, most is that of calling its layers.
     Args, returns: as `feed_forward_gates`.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit in the place of an LSTM; Lin et al. 2017
     (Runtime Neural Pruning), section 3.3 (encoder for each layer, recurrent decoder).
@@ -71,7 +71,7 @@ def recurrent_gates(
     found: list[str] = []
     layers: dict[str, nn.Module] = {}
     added: dict[str, list[Node]] = {}
-    state = ""
+    state, hidden = "", max(HIDDEN, columns)
     for k, block in enumerate(blocks):
         last = k == len(blocks) - 1
         nodes, seen = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
@@ -81,8 +81,8 @@ def recurrent_gates(
                 Node(f"gate_{k}_tanh", "tanh", (state,)),
                 Node(f"gate_{k}_seen", "concat", (seen, f"gate_{k}_tanh"), settings={"dim": 1}),
             ]
-            seen, width = f"gate_{k}_seen", width + HIDDEN
-        layers[f"{GATES}.{k}"] = nn.Linear(width, columns if last else HIDDEN)
+            seen, width = f"gate_{k}_seen", width + hidden
+        layers[f"{GATES}.{k}"] = nn.Linear(width, columns if last else hidden)
         lean_(layers[f"{GATES}.{k}"], lean, columns)
         state = f"gate_{k}_look"
         nodes.append(Node(state, MODULE, (seen,), f"{GATES}.{k}"))
