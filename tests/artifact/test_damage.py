@@ -258,7 +258,7 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         decode(_file(graph, b""))
 
     many = [Node("x", INPUT), *[Node(f"r{i}", "relu", ("x",)) for i in range(20_000)], Node("y", OUTPUT, ("x",))]
-    with pytest.raises(PenjingError, match="at most 16384 nodes"):
+    with pytest.raises(PenjingError, match="at most 16384 records"):
         write_graph(Network(many, {}, [(2,)]))
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "_MAX_NODES", 1 << 20)

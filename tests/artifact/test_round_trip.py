@@ -15,12 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from penjing.artifact import decode, dissect, encode, inspect, load, load_networks
 from penjing.artifact.codecs.codebook import CodebookCodec
 from penjing.artifact.codecs.codes import CODERS, DEPENDENT, SHARED, SHARED_SAME
-from penjing.artifact.manifest import CODES
-from penjing.entropy import entropy_bits_per_symbol
+from penjing.artifact.manifest import CODES, pack_bytes, read_graph, unpack_bytes, write_graph
+from penjing.entropy import ByteWriter, entropy_bits_per_symbol
 from penjing.errors import ArtifactError, TraceError
 from penjing.graph import Network, Node, trace
+from penjing.graph.features import layer_names, node_named
 from penjing.graph.network import INPUT, MODULE, OUTPUT
 from penjing.graph.sizes import Size
+from penjing.models import ghostnet, msdnet, resnet_cifar
 from penjing.quantization.cluster import cluster_, cluster_together_
 from penjing.quantization.error_feedback import rounded_with_feedback
 from penjing.representation import Codebook, Grid, Mask, named_weights, represent_, representations
@@ -66,6 +68,34 @@ def test_weights_and_answers_are_bit_identical(network: Network, for_training: b
     assert [n.name for n in loaded.nodes if n.op == INPUT] == [n.name for n in network.nodes if n.op == INPUT]
     has_codes = any(representations(owner, name) for _, owner, name in named_weights(loaded))
     assert has_codes == (for_training and any(representations(o, n) for _, o, n in named_weights(network)))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: resnet_cifar(8), lambda: msdnet(10), lambda: ghostnet(classes=10, small_images=True)]
+)
+def test_blocks_mean_the_same_after_reading(make: Callable[[], nn.Module]) -> None:
+    network = trace(make(), (torch.randn(2, 3, 32, 32),))
+    loaded = decode(encode(network))
+    assert [(n.op, n.path, n.scope) for n in loaded.nodes] == [(n.op, n.path, n.scope) for n in network.nodes]
+    assert layer_names(loaded) == layer_names(network)
+    at = {node.name: position for position, node in enumerate(network.nodes)}
+    there = {node.name: position for position, node in enumerate(loaded.nodes)}
+    for name in layer_names(network):
+        assert there[node_named(loaded, name)] == at[node_named(network, name)], name
+
+
+def test_scopes_that_no_file_may_have() -> None:
+    layers: dict[str, nn.Module] = {"a.b": nn.ReLU()}
+    nodes = [Node("x", INPUT), Node("a", MODULE, ("x",), "a.b"), Node("r", "relu", ("a",)), Node("y", OUTPUT, ("r",))]
+    content = unpack_bytes(write_graph(Network(nodes, layers, [(2,)])), 1 << 20)
+    code = ByteWriter()
+    code.uvarint(2 * CODES.index("scope"))
+    at = content.index(code.finish()) + len(code.finish())
+    assert content[at] == 2 and read_graph(pack_bytes(content))[""].nodes[2].scope == ""
+    with pytest.raises(ArtifactError, match="operations outside of everything"):
+        read_graph(pack_bytes(content[:at] + b"\x03" + content[at + 1 :]))
+    with pytest.raises(ArtifactError, match="without a proper path"):
+        read_graph(pack_bytes(content[:at] + b"\x00\x00" + content[at + 1 :]))
 
 
 def test_encoding_is_deterministic_and_survives_another_round(network: Network) -> None:
@@ -276,7 +306,7 @@ def _fixed_several() -> dict[str, Network]:
         Node("rows", "embedding", ("ids", "table")),
         Node("shared", MODULE, ("rows",), "block.shared"),
         Node("far", "tensor", (), "constants.0"),
-        Node("sum", "add_scalar", ("far",), settings={"value": 2**63 - 1}),
+        Node("sum", "add_scalar", ("far",), settings={"value": 2**63 - 1}, scope="block"),
         Node("y", OUTPUT, ("shared", "sum"), settings={"form": ("dict", "x", 0, "rest", ("tuple", None, 1))}),
     ]
     two = [

@@ -20,6 +20,8 @@ After the number of records come the records, each with a code of `CODES`:
                         shape, which may have a `Size`; dtype, low and high, each None where it is not given
     tensor              path; 0 for a parameter, 1 for a buffer, each with its shape, 2 for what a module or a record before has
     entry               name: a network of its own begins; all of a file begin so, or none
+    scope               how many parts of the last module's path go to leave the scope, 0 for none of it, then the path itself:
+                        of the operations from here to the next module, which else belong where that module does
     an operation        its settings in order
 
 Symbol 0 is the size of the batch; each network numbers its own. Modules are on the meta device after reading: nothing is
@@ -48,13 +50,14 @@ from penjing.graph.node import CONFIDENCES
 from penjing.graph.ops import DTYPES, GATE, GATE_RULES, OPERATIONS
 from penjing.graph.sizes import BATCH, FUNCTIONS, Size, resolve
 
-_AGAIN, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT, _ENTRY, _EXIT_BY = (
+_AGAIN, _CALL_AS, _TYPED_INPUT, _FORMED_OUTPUT, _ENTRY, _EXIT_BY, _SCOPE = (
     "call again",
     "call as",
     "typed input",
     "formed output",
     "entry",
     "exit by",
+    "scope",
 )
 _N_FIRST, _N_BEFORE_GATES = 22, list(OPERATIONS).index(GATE)
 CODES = (
@@ -64,6 +67,7 @@ CODES = (
     *list(OPERATIONS)[_N_FIRST:_N_BEFORE_GATES],
     _EXIT_BY,
     *list(OPERATIONS)[_N_BEFORE_GATES:],
+    _SCOPE,
 )
 """What a record may be. Their order is the file format: only append."""
 _NUMBER = {code: number for number, code in enumerate(CODES)}
@@ -90,20 +94,22 @@ def write_graph(network: Network | Mapping[str, Network]) -> bytes:
     """
     networks = by_name(network)
     nodes = [node for net in networks.values() for node in net.nodes]
-    n_exits, n_records = sum(node.op == EXIT for node in nodes), len(nodes) + len(networks) * ("" not in networks)
-    if n_records > _MAX_NODES or n_exits > _MAX_EXITS or any(len(node.inputs) > _MAX_NODE_INPUTS for node in nodes):
-        raise TraceError(
-            f"artifact: a file holds at most {_MAX_NODES} nodes with {_MAX_NODE_INPUTS} inputs each and {_MAX_EXITS} exits;"
-            f" this network has {n_records} nodes and {n_exits} exits."
-        )
+    n_exits = sum(node.op == EXIT for node in nodes)
     writer = _Writer()
-    writer.to.uvarint(n_records)
     for name, net in networks.items():
         if name:
             writer.start(_ENTRY, [])
             write_string(writer.to, name)
         writer.network(net)
-    content = writer.to.finish()
+    n_records = writer.n_records
+    if n_records > _MAX_NODES or n_exits > _MAX_EXITS or any(len(node.inputs) > _MAX_NODE_INPUTS for node in nodes):
+        raise TraceError(
+            f"artifact: a file holds at most {_MAX_NODES} records with {_MAX_NODE_INPUTS} inputs each and {_MAX_EXITS} exits;"
+            f" this network has {n_records} records and {n_exits} exits."
+        )
+    head = ByteWriter()
+    head.uvarint(n_records)
+    content = head.finish() + writer.to.finish()
     if len(content) > _MAX_MANIFEST or writer.n_tensors > _MAX_TENSORS:
         raise TraceError(
             f"artifact: the graph takes {len(content)} bytes and has {writer.n_tensors} tensors; at most {_MAX_MANIFEST} and "
@@ -141,7 +147,9 @@ def read_graph(data: bytes) -> dict[str, Network]:
 
 def _usual(code: str) -> list[int]:
     """The inputs that need not be written: the record before, or none."""
-    no_inputs = code in (TENSOR, _ENTRY, _TYPED_INPUT) or (code in OPERATIONS and OPERATIONS[code].n_inputs == 0)
+    no_inputs = code in (TENSOR, _ENTRY, _TYPED_INPUT, _SCOPE) or (
+        code in OPERATIONS and OPERATIONS[code].n_inputs == 0
+    )
     return [] if no_inputs else [1]
 
 
@@ -152,10 +160,11 @@ class _Writer:
         self.to = ByteWriter()
         self.numbers: dict[tuple[str, int], int] = {}  # of modules, by path and identity
         self.first: dict[int, int] = {}  # by identity, the number of the first path
-        self.n_tensors = 0
+        self.n_tensors = self.n_records = 0
 
     def start(self, code: str, distances: list[int]) -> None:
         """Begin a record."""
+        self.n_records += 1
         usual = distances == _usual(code)
         self.to.uvarint(2 * _NUMBER[code] + (not usual))
         if not usual:
@@ -170,9 +179,15 @@ class _Writer:
         known = {f"{path}.{key}" for path, layer in network.layers().items() for key in _tensor_names(path, layer)}
         shapes = iter(network.input_shapes)
         self.n_tensors += len(known)
+        last_module = scope = ""
         for position, node in enumerate(network.nodes):
             _check_settings(node)
             distances = [position - positions[name] for name in node.inputs]
+            if node.op == MODULE:
+                last_module, scope = node.path, node.path.rpartition(".")[0]
+            elif node.op in OPERATIONS and node.scope != scope:
+                scope = node.scope
+                self._scope(scope, last_module)
             if node.op == MODULE:
                 self._module(node.path, network.get_submodule(node.path), distances)
             elif node.op == INPUT:
@@ -192,6 +207,14 @@ class _Writer:
                 names = ("threshold",) if node.op == EXIT else _settings_of(node.op)
                 for name in names:
                     write_value(self.to, node.settings[name], symbols)
+
+    def _scope(self, scope: str, last_module: str) -> None:
+        self.start(_SCOPE, [])
+        if not scope or last_module.startswith(f"{scope}."):
+            self.to.uvarint(len(last_module.split(".")) - (len(scope.split(".")) if scope else 0))
+        else:
+            self.to.uvarint(0)
+            write_path(self.to, scope)
 
     def _module(self, path: str, module: nn.Module, distances: list[int]) -> None:
         key = (path, id(module))
@@ -279,6 +302,7 @@ class _Draft:
         self.hints: dict[str, int] = {}
         self.limits: dict[str, tuple[int, int]] = {}
         self.symbols = [BATCH]
+        self.last_module = self.scope = ""
 
     def network(self) -> Network:
         """The network. Raises: ArtifactError: a tensor that is part of a module."""
@@ -335,6 +359,9 @@ class _Reader:
         if not self.drafts:
             self.drafts[""] = _Draft()
         draft = next(reversed(self.drafts.values()))
+        if code == _SCOPE and not distances:
+            draft.scope = self._scope(draft.last_module)
+            return
         position = len(draft.records)
         if any(not 1 <= d <= position for d in distances):
             raise ArtifactError("artifact: a node of the graph refers to one that is not before it.")
@@ -351,6 +378,7 @@ class _Reader:
             return self._typed_input(draft)
         if code in (MODULE, _AGAIN, _CALL_AS):
             path = self._module(code, draft)
+            draft.last_module, draft.scope = path, path.rpartition(".")[0]
             return Node(path.replace(".", "_") + f"_{position}" if code == MODULE else name, MODULE, path=path)
         if code in (EXIT, _EXIT_BY):
             kind = self.of.uvarint() if code == _EXIT_BY else 0
@@ -374,7 +402,15 @@ class _Reader:
         dtype = settings.get("dtype", 0)
         if not isinstance(dtype, int) or not 0 <= dtype < len(DTYPES):
             raise ArtifactError("artifact: the graph has a type of tensors that this version of penjing does not know.")
-        return Node(name, code, settings=settings)
+        return Node(name, code, settings=settings, scope=draft.scope)
+
+    def _scope(self, last_module: str) -> str:
+        parts, fewer = last_module.split("."), self.of.uvarint()
+        if not fewer:
+            return read_path(self.of)
+        if fewer > len(parts):
+            raise ArtifactError("artifact: the graph has operations outside of everything.")
+        return ".".join(parts[: len(parts) - fewer])
 
     def _module(self, code: str, draft: _Draft) -> str:
         if code == MODULE:

@@ -28,7 +28,7 @@ class Node:
             probability, see `CONFIDENCES`, and `label` where it has a name, such as "width 0.5"; for an output its `form` where
             the answer is not one tensor; for an input that is not float32 its `dtype`, and for whole numbers `low` and `high`,
             between which random ones may be drawn.
-        scope: where it was traced, the path of the user's layer whose forward method computes it. Not part of a file.
+        scope: where it was traced, the path of the user's layer whose forward method computes it.
     """
 
     name: str

@@ -159,6 +159,23 @@ def _types() -> bytes:
         return Path(folder, "out").read_bytes()
 
 
+def _blocks() -> bytes:
+    """Operations that belong to blocks, to none, to one above that of the layer before, and to one without layers."""
+    layers: dict[str, nn.Module] = {"a.b.one": nn.Linear(4, 4), "a.b.two": nn.Linear(4, 4)}
+    nodes = [
+        Node("x", INPUT),
+        Node("first", "relu", ("x",), scope="start.inner"),
+        Node("one", MODULE, ("first",), "a.b.one"),
+        Node("inside", "relu", ("one",), scope="a.b"),
+        Node("two", MODULE, ("inside",), "a.b.two"),
+        Node("sum", "add", ("two", "first"), scope="a"),
+        Node("aside", "tanh", ("sum",), scope="side"),
+        Node("last", "relu", ("aside",)),
+        Node("y", OUTPUT, ("last",)),
+    ]
+    return encode(Network(nodes, layers, [(4,)]).eval())
+
+
 def _several() -> bytes:
     networks = runpy.run_path(str(FOLDER.parent / "conftest.py"))["NETWORKS"]
     return encode({"one": networks["recurrent"](), "two": networks["attention, compressed"]()})
@@ -179,6 +196,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "0.2.0-fake-quantize": lambda: _operations(["fake_quantize"]),
     "0.2.0-tensors": _types,
     "0.2.0-several": _several,
+    "0.2.0-blocks": _blocks,
     "0.2.0-exits": _of_tests("exits"),
     "0.2.0-gates": _of_tests("gates"),
     "0.2.0-recurrent": _of_tests("recurrent"),
@@ -189,9 +207,9 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 def values(path: Path) -> dict[str, Any]:
-    """What is in a file: tensors by name, and what their networks do with them, as SHA-256."""
+    """What is in a file: tensors by name, what their networks do with them and which blocks that belongs to, as SHA-256."""
     with open_artifact(path) as artifact:
-        return {"tensors": _tensors(artifact), "nodes": _nodes(artifact)}
+        return {"tensors": _tensors(artifact), "nodes": _nodes(artifact), "scopes": _scopes(artifact)}
 
 
 def _tensors(artifact: Artifact) -> dict[str, str]:
@@ -217,6 +235,14 @@ def _nodes(artifact: Artifact) -> dict[str, str]:
             layers.append(f"{layer_path} {kind_of(layer)} {sorted(kind.describe(layer).items())}")
         found[name] = hashlib.sha256(repr((text, layers, network.input_shapes)).encode()).hexdigest()
     return found
+
+
+def _scopes(artifact: Artifact) -> dict[str, str]:
+    networks = {} if artifact.tensors is not None else artifact.networks()
+    return {
+        name: hashlib.sha256(repr([node.scope for node in network.nodes]).encode()).hexdigest()
+        for name, network in networks.items()
+    }
 
 
 def main() -> None:
