@@ -47,7 +47,7 @@ def chain() -> Network:
     return trace(nn.Sequential(*layers), (torch.randn(2, 1, 6, 6),))
 
 
-FIRST, SECOND, LAST, HEAD = 9 * 4 * 36, 4 * 9 * 6 * 16, 96 * 3, 4 * 3
+FIRST, SECOND, LAST, HEAD = 9 * 4 * 36, 4 * 9 * 6 * 16, 96 * 3, 4 * 16 * 3
 
 
 def test_macs_of_a_network_and_to_its_exits() -> None:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from penjing.dynamic.choices import Chooser, choosing, drawn, likeliest
 from penjing.dynamic.gates import GATES
 from penjing.errors import SettingError
-from penjing.graph import ExitOutputs, Network
+from penjing.graph import ExitOutputs
 from penjing.training import Batch, Part
+from penjing.training.part import only_learn_, rest_in_evaluation_
 
 if TYPE_CHECKING:
     from penjing.training.fit import Fit
+
+_GATES = (f"{GATES}.",)
 
 
 def reward(right: Tensor, used: Tensor, penalty: float) -> Tensor:
@@ -39,7 +42,7 @@ class GatesLearn(Part):
     gate_lr: float = 1.0
 
     def learners(self, fit: Fit) -> nn.Module | None:
-        theirs = {id(p): p for name, p in fit.network.named_parameters() if name.startswith(f"{GATES}.")}
+        theirs = {id(p): p for name, p in fit.network.named_parameters() if name.startswith(_GATES)}
         for group in fit.groups:
             group["params"] = [p for p in group["params"] if id(p) not in theirs]
         fit.groups[:] = [group for group in fit.groups if group["params"]]
@@ -154,11 +157,11 @@ class DropByPolicy(GatesLearn):
 
     def start(self, fit: Fit) -> None:
         if not self.joint:
-            _only_gates_learn_(fit.network, True)
+            only_learn_(fit.network, _GATES)
 
     def epoch_start(self, fit: Fit) -> None:
         if not self.joint:
-            _rest_in_evaluation_(fit.network)
+            rest_in_evaluation_(fit.network, _GATES)
 
     def step(self, fit: Fit, batch: Batch) -> float | None:
         free = 1.0 if self.joint else min((fit.epoch + 1) / max(fit.schedule.epochs, 1) * 1.25, 1.0)
@@ -188,7 +191,7 @@ class DropByPolicy(GatesLearn):
         return fit.update(loss + fit.loss(batch, answers) if self.joint else loss)
 
     def finish(self, fit: Fit) -> None:
-        _only_gates_learn_(fit.network, False)
+        only_learn_(fit.network, None)
 
 
 class ValueOfActions(GatesLearn):
@@ -222,9 +225,9 @@ class ValueOfActions(GatesLearn):
     def epoch_start(self, fit: Fit) -> None:
         self._agent_learns = self.agent and fit.epoch % 2 == 0
         for name, parameter in fit.network.named_parameters():
-            parameter.requires_grad_(name.startswith(f"{GATES}.") == self._agent_learns)
+            parameter.requires_grad_(name.startswith(_GATES) == self._agent_learns)
         if self._agent_learns:
-            _rest_in_evaluation_(fit.network)
+            rest_in_evaluation_(fit.network, _GATES)
 
     def step(self, fit: Fit, batch: Batch) -> float | None:
         progress = fit.step / max(fit.total_steps - 1, 1)
@@ -272,15 +275,3 @@ def _greedily(fit: Fit, batch: Batch, choose: Chooser) -> tuple[Tensor, Tensor]:
         for module, mode in modes.items():
             module.training = mode
     return answers, choices.opened()
-
-
-def _only_gates_learn_(network: Network, alone: bool) -> None:
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not alone or name.startswith(f"{GATES}."))
-
-
-def _rest_in_evaluation_(network: nn.Module) -> None:
-    """Norms and dropout outside gates as in use."""
-    for path, module in network.named_modules():
-        if path and not path.startswith(GATES) and not list(module.children()):
-            module.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,6 +77,39 @@ def over_exits(answers: Answers, loss: Callable[[Tensor], Tensor]) -> Tensor:
 def between(first: float, last: float, fit: Fit) -> float:
     """What lies between the first step's value and the last one's, linear."""
     return first if first == last else first + (last - first) * fit.step / max(fit.total_steps - 1, 1)
+
+
+def only_learn_(network: nn.Module, prefixes: tuple[str, ...] | None) -> None:
+    """Parameters whose names begin so get gradients, no others do; None: all."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(prefixes is None or name.startswith(prefixes))
+
+
+def rest_in_evaluation_(network: nn.Module, prefixes: tuple[str, ...]) -> None:
+    """Norms and dropout whose paths do not begin so as in use."""
+    for path, module in network.named_modules():
+        if path and not f"{path}.".startswith(prefixes) and not list(module.children()):
+            module.eval()
+
+
+class OnlyLearn(Part):
+    """Some layers learn; all others stay as they are, the statistics of norms too.
+
+    Args:
+        paths: of the layers that learn.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.prefixes = tuple(f"{path}." for path in paths)
+
+    def start(self, fit: Fit) -> None:
+        only_learn_(fit.network, self.prefixes)
+
+    def epoch_start(self, fit: Fit) -> None:
+        rest_in_evaluation_(fit.network, self.prefixes)
+
+    def finish(self, fit: Fit) -> None:
+        only_learn_(fit.network, None)
 
 
 class LearnFromLabels(Part):
