@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from penjing.dynamic.calibration import calibrate_exits, with_temperatures
+from penjing.dynamic.maps import MAP, means_over_parts
 from penjing.dynamic.thresholds import AtExits, Thresholds, checked, for_drop, for_saving
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import NEVER, Network, Node, insert_after, node_shapes
@@ -25,7 +26,6 @@ from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, needed
 from penjing.graph.ops import OPERATIONS
 from penjing.graph.program import gates_around
-from penjing.graph.sizes import Size
 from penjing.measurement import answer, macs_by_node
 from penjing.shapes import Json
 from penjing.training import Part, TrainedStage, Workbench
@@ -33,19 +33,13 @@ from penjing.training.part import OnlyLearn
 from penjing.training.self_teaching import LearnFromLastAnswer
 from penjing.units import parse_points
 
-MAP = 4
-"""Places a side of the map that a head looks at. Early layers do not bring a class into one channel, so a mean over all places
-loses most of it: behind the second stage of a trained ResNet-20 heads that look at 1, 2 and 4 places a side have 47, 61 and
-74 % of held-out pictures of CIFAR-10 right, heads with a convolution 71 %."""
-
 
 def attach_exits(network: Network, after: Sequence[str], places: int = MAP) -> Network:
     """Put an exit behind each of these nodes: mean over parts of the map, linear layer, exit.
 
     Args:
         after: names of nodes whose results are (batch, channels) or (batch, channels, height, width).
-        places: a head sees means over so many parts a side, which touch or overlap; 1 for one mean of all. Where the inputs'
-            height or width is left open it is 1.
+        places: a head sees means over so many parts a side, see `means_over_parts`.
     Returns: the network with the exits in order of execution, and thresholds that nobody reaches.
     Raises: SurgeryError: a node whose result has another shape, or that not every sample comes to.
     """
@@ -57,8 +51,6 @@ def attach_exits(network: Network, after: Sequence[str], places: int = MAP) -> N
             )
     shapes = node_shapes(network)
     n_classes = shapes[network.nodes[-1].name][-1]
-    if any(isinstance(size, Size) for shape in network.input_shapes for size in shape):
-        places = 1
     parameter = next(network.parameters())
     order = [node.name for node in network.nodes]
     for number, name in enumerate(sorted(after, key=order.index), start=len(network.exits)):
@@ -68,34 +60,13 @@ def attach_exits(network: Network, after: Sequence[str], places: int = MAP) -> N
                 f'early exits: the result of "{name}" has shape {shape[1:]}; channels, or channels and places, are needed.'
             )
         path = _free_path(network, number)
-        head, width = _mean_over_parts(network, f"exit_{number}", name, shape, places)
+        head, width = means_over_parts(network, f"exit_{number}", name, shape, places)
         source = head[-1].name if head else name
         head.append(Node(network.fresh_name(f"exit_{number}_linear"), MODULE, (source,), path))
         head.append(Node(network.fresh_name(f"exit_{number}"), EXIT, (head[-1].name,), settings={"threshold": NEVER}))
         linear = nn.Linear(width, n_classes).to(parameter.device, parameter.dtype)
         network = insert_after(network, name, head, {path: linear})
     return network
-
-
-def _mean_over_parts(
-    network: Network, stem: str, source: str, shape: Sequence[int], places: int
-) -> tuple[list[Node], int]:
-    """Nodes that make (batch, numbers) of a result, and how many numbers."""
-    if len(shape) == 2:
-        return [], shape[1]
-    if places == 1:
-        mean = Node(network.fresh_name(f"{stem}_mean"), "mean", (source,), settings={"dims": (2, 3), "keepdim": False})
-        return [mean], shape[1]
-    nodes: list[Node] = []
-    parts = [min(places, size) for size in shape[2:]]
-    strides = [size // n for size, n in zip(shape[2:], parts, strict=True)]
-    kernel = [size - (n - 1) * step for size, n, step in zip(shape[2:], parts, strides, strict=True)]
-    if kernel != [1, 1]:
-        settings = {"kernel_size": tuple(kernel), "stride": tuple(strides), "padding": 0}
-        nodes.append(Node(network.fresh_name(f"{stem}_pool"), "avg_pool2d", (source,), settings=settings))
-        source = nodes[-1].name
-    nodes.append(Node(network.fresh_name(f"{stem}_flat"), "flatten", (source,), settings={"start_dim": 1}))
-    return nodes, shape[1] * parts[0] * parts[1]
 
 
 def _free_path(network: Network, number: int) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from penjing.dynamic.blocks import Block
+from penjing.dynamic.maps import means_over_parts
 from penjing.graph import Network, Node, node_shapes
 from penjing.graph.network import INPUT, MODULE, set_module
 from penjing.graph.ops import GATE
@@ -17,18 +18,10 @@ GATES = "routing"
 """Where layers of gates live."""
 
 
-def _mean_of(network: Network, name: str, source: str, shape: Sequence[int]) -> tuple[list[Node], str]:
-    """The mean over places of a result, (batch, channels)."""
-    if len(shape) == 2:
-        return [], source
-    dims = tuple(range(2, len(shape)))
-    return [Node(network.fresh_name(name), "mean", (source,), settings={"dims": dims, "keepdim": False})], name
-
-
 def feed_forward_gates(
     network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
-    """A gate of its own in front of every block: mean over places, linear to 10, ReLU, linear to the logits.
+    """A gate of its own in front of every block: means over parts of the map, and a linear layer to the logits.
 
     Args:
         columns: logits of each.
@@ -41,28 +34,23 @@ def feed_forward_gates(
     layers: dict[str, nn.Module] = {}
     added: dict[str, list[Node]] = {}
     for k, block in enumerate(blocks):
-        width = shapes[block.start][1]
-        nodes, source = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
-        layers |= {f"{GATES}.{k}.look": nn.Linear(width, HIDDEN), f"{GATES}.{k}.out": nn.Linear(HIDDEN, columns)}
-        nodes += [
-            Node(f"gate_{k}_look", MODULE, (source,), f"{GATES}.{k}.look"),
-            Node(f"gate_{k}_relu", "relu", (f"gate_{k}_look",)),
-            Node(f"gate_{k}_logits", MODULE, (f"gate_{k}_relu",), f"{GATES}.{k}.out"),
-        ]
-        lean_(layers[f"{GATES}.{k}.out"], lean)
-        added.setdefault(block.start, []).extend(nodes)
-        found.append(nodes[-1].name)
+        nodes, width = means_over_parts(network, f"gate_{k}", block.start, shapes[block.start])
+        source = nodes[-1].name if nodes else block.start
+        layers[f"{GATES}.{k}"] = nn.Linear(width, columns)
+        lean_(layers[f"{GATES}.{k}"], lean)
+        found.append(f"gate_{k}_logits")
+        added.setdefault(block.start, []).extend([*nodes, Node(found[-1], MODULE, (source,), f"{GATES}.{k}")])
     return _added(network, layers, added), found
 
 
 def recurrent_gates(
     network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
-    """One small recurrent network that goes along: z_k = A_k [mean(x_k), tanh(z_{k-1})], the logits are z_k's first numbers.
+    """One small recurrent network that goes along: z_k = A_k [m(x_k), tanh(z_{k-1})], the logits are z_k's first numbers.
 
-    mean over places; z has 10 numbers, or as many as there are logits; the last of all has only these. The usual unit's
-    matrices, and the one that makes logits of its state, are a single one here: of the time that a gate takes for a single
-    sample, most is that of calling its layers.
+    m are means over parts of the map; z has 10 numbers, or as many as there are logits; the last of all has only these. The
+    usual unit's matrices, and the one that makes logits of its state, are a single one here: of the time that a gate takes for
+    a single sample, most is that of calling its layers.
     Args, returns: as `feed_forward_gates`.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.1, with this unit in the place of an LSTM; Lin et al. 2017
     (Runtime Neural Pruning), section 3.3 (encoder for each layer, recurrent decoder).
@@ -74,8 +62,8 @@ def recurrent_gates(
     state, hidden = "", max(HIDDEN, columns)
     for k, block in enumerate(blocks):
         last = k == len(blocks) - 1
-        nodes, seen = _mean_of(network, f"gate_{k}_mean", block.start, shapes[block.start])
-        width = shapes[block.start][1]
+        nodes, width = means_over_parts(network, f"gate_{k}", block.start, shapes[block.start])
+        seen = nodes[-1].name if nodes else block.start
         if state:
             nodes += [
                 Node(f"gate_{k}_tanh", "tanh", (state,)),
@@ -122,8 +110,8 @@ def policy(network: Network, columns: int, lean: float = 1.0, width: int = 8) ->
             call(f"norm{k}", nn.BatchNorm2d(width << k))
             call(f"relu{k}", nn.ReLU())
             inputs = width << k
-        means, source = _mean_of(network, "policy_mean", source, shape)
-        nodes += means
+        nodes.append(Node("policy_mean", "mean", (source,), settings={"dims": (2, 3), "keepdim": False}))
+        source = "policy_mean"
     else:
         call("look", nn.Linear(shape[-1], 4 * width))
         call("relu", nn.ReLU())

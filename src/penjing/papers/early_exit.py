@@ -162,5 +162,10 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
-    judges=("penjing.papers.small_pictures", "penjing.dynamic.early_exit", "penjing.dynamic.thresholds"),
+    judges=(
+        "penjing.papers.small_pictures",
+        "penjing.dynamic.early_exit",
+        "penjing.dynamic.maps",
+        "penjing.dynamic.thresholds",
+    ),
 )

@@ -160,6 +160,7 @@ CLAIM = Claim(
         "penjing.papers.small_pictures",
         "penjing.papers.ways",
         "penjing.dynamic.gates",
+        "penjing.dynamic.maps",
         "penjing.dynamic.channel_sets",
         "penjing.dynamic.route_training",
     ),

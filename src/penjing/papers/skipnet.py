@@ -178,6 +178,7 @@ CLAIM = Claim(
         "penjing.papers.small_pictures",
         "penjing.papers.ways",
         "penjing.dynamic.gates",
+        "penjing.dynamic.maps",
         "penjing.dynamic.blocks",
         "penjing.dynamic.route_training",
     ),

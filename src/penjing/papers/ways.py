@@ -154,7 +154,7 @@ def without_blocks(network: Network, dropped: tuple[int, ...]) -> Network:
     made, gates = with_gates(made, [(name, 0) for name in logits])
     made = gate_blocks(made, blocks, gates)
     for k in range(len(blocks)):
-        out: Any = made.get_submodule(f"routing.{k}.out")
+        out: Any = made.get_submodule(f"routing.{k}")
         assert isinstance(out, nn.Linear)
         with torch.no_grad():
             out.weight.zero_()
