@@ -1,6 +1,7 @@
 """Is skipped work really skipped? Dynamic networks against the times of the parts that they execute, and of their full selves.
 
-    python bench/dynamic.py                  early exit, SkipNet, BlockDrop, channel sets on ResNet-20; widths
+    python bench/dynamic.py                  early exit, SkipNet (recurrent and feed-forward gates), BlockDrop,
+                                             channel sets on ResNet-20; widths
     python bench/dynamic.py trained.pj --samples RUN/latency-samples.safetensors
                                              wall-clock of trained networks under their own thresholds and gates, against their
                                              full selves, on the samples that a run keeps for timing
@@ -31,7 +32,7 @@ from penjing.dynamic import attach_exits, make_slimmable, places_for_exits
 from penjing.dynamic.blocks import Block, gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import parts_of_gates
-from penjing.dynamic.gates import policy, recurrent_gates, with_gates
+from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
 from penjing.graph import Network, Node, cut_out, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, tensor_at
 from penjing.graph.program import needed
@@ -174,11 +175,11 @@ def early_exit(x: Tensor) -> Network:
     return network
 
 
-def skipnet(x: Tensor) -> Network:
-    """Recurrent gates, half of them open."""
+def skipnet(x: Tensor, make: Callable[..., tuple[Network, list[str]]] = recurrent_gates) -> Network:
+    """Gates in front of blocks, half of them open."""
     network = _resnet()
     blocks = residual_blocks(network)
-    network, logits = recurrent_gates(network, blocks, lean=0.0)
+    network, logits = make(network, blocks, lean=0.0)
     network, gates = with_gates(network, [(name, 0) for name in logits])
     return half_open(gate_blocks(network, blocks, gates).eval(), x, blocks)
 
@@ -231,7 +232,13 @@ def all_open(network: Network) -> Network:
 
 _MOST_OF_A_BLOCK = 0.10
 
-TECHNIQUES = {"early exit": early_exit, "SkipNet": skipnet, "BlockDrop": blockdrop, "channel sets": channel_sets}
+TECHNIQUES = {
+    "early exit": early_exit,
+    "SkipNet": skipnet,
+    "feed-forward": partial(skipnet, make=feed_forward_gates),
+    "BlockDrop": blockdrop,
+    "channel sets": channel_sets,
+}
 
 
 def parts_rows(rounds: int) -> list[dict[str, float | str | bool]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from penjing.dynamic.blocks import Block
-from penjing.dynamic.maps import means_over_parts
+from penjing.dynamic.maps import is_fixed_map, mean_over_all
 from penjing.graph import Network, Node, node_shapes
 from penjing.graph.network import INPUT, MODULE, set_module
 from penjing.graph.ops import GATE
@@ -18,10 +18,19 @@ GATES = "routing"
 """Where layers of gates live."""
 
 
+def _means_over_rows(network: Network, stem: str, source: str, shape: Sequence[int]) -> tuple[list[Node], int]:
+    """As `means_over_parts`, every row a part: hardly slower than one mean, which counts where it is done for each block."""
+    if not is_fixed_map(network, shape):
+        return mean_over_all(network, stem, source, shape)
+    mean = Node(network.fresh_name(f"{stem}_rows"), "mean", (source,), settings={"dims": (3,), "keepdim": False})
+    flat = Node(network.fresh_name(f"{stem}_map"), "flatten", (mean.name,), settings={"start_dim": 1})
+    return [mean, flat], shape[1] * shape[2]
+
+
 def feed_forward_gates(
     network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
 ) -> tuple[Network, list[str]]:
-    """A gate of its own in front of every block: means over parts of the map, and a linear layer to the logits.
+    """A gate of its own in front of every block: means over rows of the map, and a linear layer to the logits.
 
     Args:
         columns: logits of each.
@@ -34,7 +43,7 @@ def feed_forward_gates(
     layers: dict[str, nn.Module] = {}
     added: dict[str, list[Node]] = {}
     for k, block in enumerate(blocks):
-        nodes, width = means_over_parts(network, f"gate_{k}", block.start, shapes[block.start])
+        nodes, width = _means_over_rows(network, f"gate_{k}", block.start, shapes[block.start])
         source = nodes[-1].name if nodes else block.start
         layers[f"{GATES}.{k}"] = nn.Linear(width, columns)
         lean_(layers[f"{GATES}.{k}"], lean)
@@ -48,7 +57,7 @@ def recurrent_gates(
 ) -> tuple[Network, list[str]]:
     """One small recurrent network that goes along: z_k = A_k [m(x_k), tanh(z_{k-1})], the logits are z_k's first numbers.
 
-    m are means over parts of the map; z has 10 numbers, or as many as there are logits; the last of all has only these. The
+    m are means over rows of the map; z has 10 numbers, or as many as there are logits; the last of all has only these. The
     usual unit's matrices, and the one that makes logits of its state, are a single one here: of the time that a gate takes for
     a single sample, most is that of calling its layers.
     Args, returns: as `feed_forward_gates`.
@@ -62,7 +71,7 @@ def recurrent_gates(
     state, hidden = "", max(HIDDEN, columns)
     for k, block in enumerate(blocks):
         last = k == len(blocks) - 1
-        nodes, width = means_over_parts(network, f"gate_{k}", block.start, shapes[block.start])
+        nodes, width = _means_over_rows(network, f"gate_{k}", block.start, shapes[block.start])
         seen = nodes[-1].name if nodes else block.start
         if state:
             nodes += [
