@@ -105,6 +105,22 @@ def test_open_gates_change_nothing_and_closed_ones_leave_the_shortcut(make: Any,
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("make", [feed_forward_gates, recurrent_gates])
+def test_gates_see_the_mean_of_every_row(make: Any) -> None:
+    network = _resnet()
+    blocks = residual_blocks(network)[:1]
+    gated, (logits,) = make(network, blocks)
+    layer = gated.get_submodule("routing.0")
+    x = torch.randn(3, *network.input_shapes[0])
+    found: list[Tensor] = []
+    with torch.no_grad(), gated.seen({blocks[0].start: found.append, logits: found.append}):
+        gated(x)
+    maps, answer = found
+    assert layer.in_features == maps.shape[1] * maps.shape[2]
+    torch.testing.assert_close(answer, layer(maps.mean(3).flatten(1)))
+    torch.testing.assert_close(layer(maps.flip(3).mean(3).flatten(1)), answer)  # mirrored images
+
+
 def test_each_sample_goes_its_own_way_and_is_counted_so() -> None:
     network = _resnet()
     blocks = residual_blocks(network)

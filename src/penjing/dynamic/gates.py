@@ -14,6 +14,8 @@ from penjing.graph.ops import GATE
 
 HIDDEN = 10
 """Numbers that a gate thinks in, as in SkipNet."""
+LEAN = 3.0
+"""Bias of gates at the start: with 1 many close for good while the network is still learning, before anything asks them to."""
 GATES = "routing"
 """Where layers of gates live."""
 
@@ -28,7 +30,7 @@ def _means_over_rows(network: Network, stem: str, source: str, shape: Sequence[i
 
 
 def feed_forward_gates(
-    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
+    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = LEAN
 ) -> tuple[Network, list[str]]:
     """A gate of its own in front of every block: means over rows of the map, and a linear layer to the logits.
 
@@ -53,7 +55,7 @@ def feed_forward_gates(
 
 
 def recurrent_gates(
-    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = 1.0
+    network: Network, blocks: Sequence[Block], columns: int = 1, lean: float = LEAN
 ) -> tuple[Network, list[str]]:
     """One small recurrent network that goes along: z_k = A_k [m(x_k), tanh(z_{k-1})], the logits are z_k's first numbers.
 

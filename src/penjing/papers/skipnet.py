@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from penjing.dynamic.blocks import gate_blocks, residual_blocks
-from penjing.dynamic.gates import recurrent_gates, with_gates
+from penjing.dynamic.gates import LEAN, recurrent_gates, with_gates
 from penjing.dynamic.route_training import GatesByGradient, GatesLearn, HybridReinforcement
 from penjing.graph import Network
 from penjing.models import resnet_cifar
@@ -41,13 +41,13 @@ class Experiment(RoutedExperiment):
 
     label = "skipnet experiment"
     alphas: tuple[float, ...] = Field(
-        default=(0.4, 0.7, 1.4), description="what skipping is worth: all blocks as much as alpha of the loss; rising"
+        default=(0.2, 0.4, 0.7), description="what skipping is worth: all blocks as much as alpha of the loss; rising"
     )
     judged: float = Field(
-        default=0.7, description="the alpha that is compared; chosen on validation images of another seed"
+        default=0.4, description="the alpha that is compared; chosen on validation images of another seed"
     )
     open: float = Field(default=0.6, description="share of the blocks that Gumbel gates, measured beside them, compute")
-    lean: float = Field(default=1.0, description="bias of gates at the start")
+    lean: float = Field(default=LEAN, description="bias of gates at the start")
     reward_weight: float = 0.3
 
 
