@@ -166,10 +166,10 @@ def test_heads_alone_leave_the_last_answer_to_the_bit() -> None:
     places = [node_named(network, "layer1"), node_named(network, "layer2")]
     before = attach_exits(network, places).state_dict()
     settings = {"saving": 0.01, "lr": 0.1, "optimizer": "sgd", "weight_decay": 0.1, "epochs": 3, "in_place": 0.5}
-    for alone in (True, False):
+    for alone, more in ((True, {}), (True, {"average_epochs": 2}), (True, {"average": 0.9}), (False, {})):
         bench = _bench(attach_exits(network, places))
         bench.network.load_state_dict(before)
-        EarlyExits(**settings, heads_only=alone).apply(bench)
+        EarlyExits(**settings, **more, heads_only=alone).apply(bench)
         changed = {n for n, tensor in bench.network.state_dict().items() if not torch.equal(tensor, before[n])}
         heads = {f"exits.{k}.{name}" for k in (0, 1) for name in ("weight", "bias")}
         assert changed == heads if alone else changed > heads

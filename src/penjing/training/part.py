@@ -93,7 +93,7 @@ def rest_in_evaluation_(network: nn.Module, prefixes: tuple[str, ...]) -> None:
 
 
 class OnlyLearn(Part):
-    """Some layers learn; all others stay as they are, the statistics of norms too.
+    """Some layers learn; all others stay as they are to the bit, the statistics of norms too. The last of a training's parts.
 
     Args:
         paths: of the layers that learn.
@@ -101,15 +101,21 @@ class OnlyLearn(Part):
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.prefixes = tuple(f"{path}." for path in paths)
+        self._others: dict[str, Tensor] = {}
 
     def start(self, fit: Fit) -> None:
         only_learn_(fit.network, self.prefixes)
+        state = fit.network.state_dict()
+        self._others = {name: t.detach().clone() for name, t in state.items() if not name.startswith(self.prefixes)}
 
     def epoch_start(self, fit: Fit) -> None:
         rest_in_evaluation_(fit.network, self.prefixes)
 
     def finish(self, fit: Fit) -> None:
         only_learn_(fit.network, None)
+        state = fit.network.state_dict()
+        for name, tensor in self._others.items():  # averages of weights measure norms anew
+            state[name].copy_(tensor)
 
 
 class LearnFromLabels(Part):
