@@ -53,9 +53,7 @@ def test_exits_are_not_put_where_a_shortcut_runs_past(network: Network) -> None:
 def test_an_exit_behind_a_block_sees_what_the_block_gives() -> None:
     torch.manual_seed(0)
     network = trace(resnet_cifar(14, width=4), (torch.randn(2, 3, 16, 16),))
-    x, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
-    task = Task([Batch((x,), {}, labels)], [Batch((x,), {}, labels)])  # type: ignore[arg-type]
-    bench = Workbench(network, task, accelerator=Accelerator(cpu=True))
+    bench = _bench(network)
     EarlyExits(after=("layer1.0", "layer2.*"), epochs=0, saving=0.01).apply(bench)
     by_name = {node.name: node for node in bench.network.nodes}
     looked_at = []
@@ -70,7 +68,7 @@ def test_an_exit_behind_a_block_sees_what_the_block_gives() -> None:
         ("relu", "layer2.1"),
     ]
     with pytest.raises(SettingError, match=r'after: no layer is like "layer4\.0"'):
-        EarlyExits(after=("layer4.0",), epochs=0).apply(Workbench(network, task, accelerator=Accelerator(cpu=True)))
+        EarlyExits(after=("layer4.0",), epochs=0).apply(_bench(network))
 
 
 def test_one_exit_goes_nearest_to_half_of_the_work(network: Network) -> None:

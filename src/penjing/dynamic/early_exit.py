@@ -5,7 +5,8 @@ losses, or the heads alone. In use a sample leaves at the first exit whose large
 what follows is not computed for it.
 Sources: Teerapittayanon et al. 2016 (BranchyNet), arXiv:1709.01686; Huang et al. 2018 (MSDNet), arXiv:1703.09844, section 4
 (the sum of losses; thresholds from the validation set for a computational budget); Kaya et al. 2019 (Shallow-Deep Networks),
-arXiv:1810.07052, section 4 (maps of 4 x 4 before a linear layer; heads behind a network that stays as it is).
+arXiv:1810.07052 (maps of 4 x 4 before a linear layer, there of maxima and means mixed; heads behind a network that stays as it
+is).
 """
 
 import itertools

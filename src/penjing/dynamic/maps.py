@@ -1,8 +1,8 @@
 """What heads of exits and gates see of an image: means over parts of its map, as one row of numbers.
 
 Early layers do not bring a class into one channel, so a mean over all places loses most of what they know. Behind the second
-stage of a trained ResNet-20 a linear layer that sees 1, 4 and 16 parts has 47, 61 and 74 % of held-out pictures of CIFAR-10
-right, a head with a convolution 71 %; means of 8 rows have 67 %.
+stage of a trained ResNet-20 a linear layer that sees 1, 4 and 16 parts has 47, 61 and 74 % of 5,000 pictures of CIFAR-10 right
+that it has not learned from (the ResNet has), a head with a convolution 71 %; means of 8 rows have 67 %.
 """
 
 from collections.abc import Sequence
