@@ -6,24 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import TraceError
+from penjing.graph.exported_sizes import ExportedSizes
 from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import CONSTANTS, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, needed
 from penjing.graph.ops import DTYPES
 from penjing.graph.readers import IN_LAYER, READERS, REBUILT
-from penjing.graph.sizes import BATCH, Size
 
 RANDOM = ("rand", "normal", "bernoulli", "multinomial", "uniform", "exponential", "poisson")
 RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell")
 COUNTER = "num_batches_tracked"
 MAX_CONSTANT = 1 << 24
 """Elements of the largest constant that is computed while reading."""
-MAX_LENGTH = 1 << 40
-"""A length that is no limit."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ class Reader:
         self.model = model
         self.exported = exported
         self.prefix = prefix
-        self.marked_batch = marked_batch
+        self.sizes = ExportedSizes(exported, marked_batch)
+        self.size = self.sizes.size
         self.nodes: list[Node] = []
         self.modules: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -77,8 +75,6 @@ class Reader:
         self.read_at: dict[str, str] = {}  # by path, the node that reads the tensor
         self.constants: dict[int, tuple[Tensor, str]] = {}
         self.taken: set[str] = set()
-        self.symbols: dict[str, str] = {}
-        self.limits: dict[str, tuple[int, int]] = {}
         self.owners = dict(model.named_modules(remove_duplicate=False))
 
     # --- the whole -------------------------------------------------------------------------------------------------
@@ -92,7 +88,7 @@ class Reader:
             elif node.op == "output":
                 self._output(node)
         self._drop_unused()
-        network = Network(self.nodes, self.modules, shapes, hints, self._own_tensors(), self.limits)
+        network = Network(self.nodes, self.modules, shapes, hints, self._own_tensors(), self.sizes.limits)
         own = {path: layer.training for path, layer in self.modules.items()}
         network.train(self.model.training)
         for path, training in own.items():
@@ -130,16 +126,7 @@ class Reader:
         value = node.meta["val"]
         if value.dim() == 0:
             raise TraceError(f'trace: the input "{node.name}" must have a batch dimension, it is a single number.')
-        for dim, size in enumerate(value.shape):
-            if isinstance(size, int):
-                continue
-            symbol = str(size.node.expr)
-            if symbol not in self.symbols and isinstance(size.node.expr, sympy.Symbol):
-                self.symbols[symbol] = BATCH if dim == 0 else f"s{len(self.symbols)}"
-                if dim:
-                    hints[self.symbols[symbol]] = example.shape[dim]
-        for dim, size in enumerate(value.shape):
-            self._limit(size, node.name, dim)
+        hints |= self.sizes.note_input(value.shape, example, node.name)
         if isinstance(self.size(value.shape[0], node.name), int):
             raise TraceError(
                 f'trace: the model works only for {value.shape[0]} samples at a time in its input "{node.name}": its forward '
@@ -152,25 +139,6 @@ class Reader:
             settings |= {"low": int(example.min()), "high": int(example.max())}
         self.add(node, Node(node.name, INPUT, settings=settings))
         return tuple(self.size(size, f'the input "{node.name}"') for size in value.shape[1:])
-
-    def _limit(self, size: Any, name: str, dim: int) -> None:
-        """Note the smallest and largest size that the graph is right for."""
-        if not isinstance(size, torch.SymInt):
-            return
-        limits = self.exported.range_constraints.get(size.node.expr)
-        if limits is None:
-            return
-        low = int(limits.lower) if limits.lower > 2 else 0  # export never says less than 2
-        high = int(limits.upper) if limits.upper < MAX_LENGTH else 0
-        if dim == 0 and (low or high):
-            most = high or "any number"
-            raise TraceError(
-                f"trace: the forward method does something else for fewer than {low} or more than {most} samples in its input "
-                f'"{name}"; a graph does the same for all.'
-            )
-        symbol = self.symbols.get(str(size.node.expr))
-        if symbol is not None and (low or high):
-            self.limits[symbol] = (low, high)
 
     def _output(self, node: torch.fx.Node) -> None:
         specs = self.exported.graph_signature.output_specs
@@ -537,47 +505,6 @@ class Reader:
         """The path of that layer."""
         stack = node.meta.get("nn_module_stack") or {}
         return self.own_path(stack[next(reversed(stack))][0].split("@")[0]) if stack else ""
-
-    def size(self, value: Any, where: str) -> int | Size:
-        """A number in a shape: an int, or what it is computed from."""
-        if isinstance(value, torch.fx.Node):
-            value = value.meta["val"]
-        if isinstance(value, (int, bool)):
-            if self.marked_batch and value and value % self.marked_batch == 0 and value < 1 << 62:
-                times = value // self.marked_batch
-                return Size((BATCH,) if times == 1 else (BATCH, times, "*"))
-            return int(value)
-        if not isinstance(value, torch.SymInt):
-            raise TraceError(f"trace: {where} has a size that is a {type(value).__name__}.")
-        expression = value.node.expr
-        if isinstance(expression, (int, sympy.Integer)):
-            return int(expression)
-        return Size(tuple(self._tokens(expression, where)))
-
-    def _tokens(self, expression: Any, where: str) -> list[int | str]:
-        if isinstance(expression, sympy.Integer):
-            return [int(expression)]
-        if isinstance(expression, sympy.Symbol):
-            if str(expression) not in self.symbols:
-                raise TraceError(f"trace: {where} has a size that depends on the data; that cannot be held as a graph.")
-            return [self.symbols[str(expression)]]
-        name = type(expression).__name__
-        functions = {"Add": "+", "Mul": "*", "FloorDiv": "//", "CleanDiv": "//", "IntTrueDiv": "//"} | {
-            "Mod": "%",
-            "PythonMod": "%",
-            "Max": "max",
-            "Min": "min",
-        }
-        if name == "Pow" and isinstance(expression.args[1], sympy.Integer) and 1 <= int(expression.args[1]) <= 4:
-            base = self._tokens(expression.args[0], where)
-            return base + [*base, "*"] * (int(expression.args[1]) - 1)
-        if name not in functions:
-            raise TraceError(f"trace: {where} has the size {expression}, which penjing cannot hold.")
-        parts = sorted(expression.args, key=lambda p: p.is_number) if name in ("Add", "Mul") else expression.args
-        tokens = self._tokens(parts[0], where)
-        for part in parts[1:]:
-            tokens += [*self._tokens(part, where), functions[name]]
-        return tokens
 
     def dtype(self, dtype: torch.dtype, where: str) -> int:
         """The number of a type of tensors. Raises: TraceError: a graph may not have it."""
