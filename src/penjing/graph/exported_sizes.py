@@ -34,13 +34,12 @@ class ExportedSizes:
         exported: the graph.
         marked_batch: a number of samples by which sizes are known that depend on it; None: sizes are symbolic.
     Attributes:
-        symbols: by export's name of a symbol, the network's.
         limits: by symbol, the smallest and largest size that the graph is right for; 0: no limit.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram, marked_batch: int | None = None) -> None:
         self._exported, self._marked_batch = exported, marked_batch
-        self.symbols: dict[str, str] = {}
+        self._symbols: dict[str, str] = {}  # by export's names
         self.limits: dict[str, tuple[int, int]] = {}
 
     def note_input(self, shape: Sequence[Any], example: Tensor, name: str) -> dict[str, int]:
@@ -54,10 +53,10 @@ class ExportedSizes:
             if isinstance(size, int):
                 continue
             symbol = str(size.node.expr)
-            if symbol not in self.symbols and isinstance(size.node.expr, sympy.Symbol):
-                self.symbols[symbol] = BATCH if dim == 0 else f"s{len(self.symbols)}"
+            if symbol not in self._symbols and isinstance(size.node.expr, sympy.Symbol):
+                self._symbols[symbol] = BATCH if dim == 0 else f"s{len(self._symbols)}"
                 if dim:
-                    hints[self.symbols[symbol]] = example.shape[dim]
+                    hints[self._symbols[symbol]] = example.shape[dim]
         for dim, size in enumerate(shape):
             self._limit(size, name, dim)
         return hints
@@ -76,7 +75,7 @@ class ExportedSizes:
                 f"trace: the forward method does something else for fewer than {low} or more than {most} samples in its input "
                 f'"{name}"; a graph does the same for all.'
             )
-        symbol = self.symbols.get(str(size.node.expr))
+        symbol = self._symbols.get(str(size.node.expr))
         if symbol is not None and (low or high):
             self.limits[symbol] = (low, high)
 
@@ -104,9 +103,9 @@ class ExportedSizes:
         if isinstance(expression, sympy.Integer):
             return [int(expression)]
         if isinstance(expression, sympy.Symbol):
-            if str(expression) not in self.symbols:
+            if str(expression) not in self._symbols:
                 raise TraceError(f"trace: {where} has a size that depends on the data; that cannot be held as a graph.")
-            return [self.symbols[str(expression)]]
+            return [self._symbols[str(expression)]]
         name = type(expression).__name__
         if name == "Pow" and isinstance(expression.args[1], sympy.Integer) and 1 <= expression.args[1] <= _MAX_POWER:
             base = self._tokens(expression.args[0], where)
