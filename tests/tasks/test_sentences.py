@@ -178,3 +178,17 @@ def test_some_layers_learn_from_all_of_them(tiny: Path, data: Path) -> None:
     assert history.losses[-1] < 0.7 * history.losses[0]
     with pytest.raises(SettingError, match=r"layers must be some of 0 to 1, got \[2\]"):
         sentence_encoder(str(tiny), layers=[2])
+
+
+def test_dropout_can_be_chosen(tiny: Path) -> None:
+    """Without dropout a network answers in training as it does else; with the model's own it does not."""
+    tokens = torch.tensor([[2, 5, 6, 3]]), torch.ones(1, 4, dtype=torch.long)
+    own, without = (sentence_encoder(str(tiny), dropout=p) for p in (None, 0.0))
+    answer = own(*tokens)
+    torch.testing.assert_close(without.train()(*tokens), answer)
+    assert not torch.allclose(own.train()(*tokens), answer, atol=1e-3)
+    assert not torch.allclose(
+        trace(sentence_encoder(str(tiny), dropout=0.5), tokens).train()(*tokens), answer, atol=1e-3
+    )
+    with pytest.raises(SettingError, match="dropout must be at least 0 and less than 1, got 1"):
+        sentence_encoder(str(tiny), dropout=1.0)

