@@ -26,6 +26,7 @@ from penjing.papers.laboratory import Laboratory
 from penjing.papers.pictures import write_picture
 from penjing.recipe.machine import machine, versions
 from penjing.shapes import Json
+from penjing.training.precision import say_if_slower
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
 
@@ -71,6 +72,8 @@ def reproduce(
     with reporter.bar(claim.name, len(seeds) * len(arms)) as bar:
         for seed in seeds:
             laboratory = Laboratory(seed, folder=folder, data=data, device=device, precision=precision)
+            if seed == seeds[0]:
+                say_if_slower(laboratory.accelerator, reporter)
             found[seed] = {}
             for arm in arms:
                 path = folder / f"seed-{seed}-{re.sub('[^a-zA-Z0-9.]+', '-', arm)}.json"

@@ -46,6 +46,7 @@ from penjing.representation import named_weights, representations
 from penjing.shapes import Json
 from penjing.training import BASELINE, Journal, Stage, Task, Train, Workbench, new_accelerator
 from penjing.training.checkpoint import load_state
+from penjing.training.precision import say_if_slower
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything
 from penjing.training.stage import is_file
@@ -160,13 +161,14 @@ def compress(
     check_teachers(read)
     for path in _teachers_files(read):  # one that is not there should stop a run before hours of training
         open_artifact(path).close()
-    accelerator = accelerator or new_accelerator()
+    accelerator, reporter = accelerator or new_accelerator(), reporter or Silent()
+    say_if_slower(accelerator, reporter)
     if out is not None:
-        run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter or Silent(), recipe, speed)
+        run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter, recipe, speed)
         return Run(Path(out), run.go(model, resume=resume))
     folder = _temporary_folder(accelerator)
     try:
-        run = _Running(task, read, budget, folder, name, seed, accelerator, reporter or Silent(), recipe, speed)
+        run = _Running(task, read, budget, folder, name, seed, accelerator, reporter, recipe, speed)
         done = Run(folder, run.go(model, resume=True))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
