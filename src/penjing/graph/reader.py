@@ -15,6 +15,7 @@ from penjing.graph.modules import MODULES, kind_of
 from penjing.graph.network import CONSTANTS, INPUT, MODULE, OUTPUT, TENSOR, Network, Node, needed
 from penjing.graph.ops import DTYPES
 from penjing.graph.readers import IN_LAYER, READERS, REBUILT
+from penjing.graph.views import Views
 
 RANDOM = ("rand", "normal", "bernoulli", "multinomial", "uniform", "exponential", "poisson")
 RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell")
@@ -68,8 +69,7 @@ class Reader:
         self.tensors: dict[str, Tensor] = {}
         self.memo: dict[int, Any] = {}  # copies of tensors, so that tied ones stay tied
         self.values: dict[torch.fx.Node, Value] = {}
-        self.views: dict[torch.fx.Node, list[torch.fx.Node]] = {}
-        self.stale: set[torch.fx.Node] = set()
+        self.views = Views(self)
         self.calls: dict[str, torch.fx.Node] = {}  # by the call's key in the module stack, its last step so far
         self.opened: dict[str, int] = {}
         self.read_at: dict[str, str] = {}  # by path, the node that reads the tensor
@@ -200,7 +200,7 @@ class Reader:
             if isinstance(items, tuple):
                 found = items[node.args[1]]  # type: ignore[index]
                 self.values[node] = found(node) if callable(found) else found
-                self._note_view(node)
+                self.views.note(node)
             return
         if not isinstance(node.target, torch._ops.OpOverload):
             self._higher_order(node)
@@ -226,9 +226,9 @@ class Reader:
             reader(self, node, where)
         else:
             raise TraceError(f"trace: the operation {op} in {where} is not known to penjing yet. Please report it.")
-        self._note_view(node)
+        self.views.note(node)
         if node.target._schema.is_mutable and not isinstance(self.values.get(node), Tensor):
-            self._write_back(node.args[0], self.values[node], where)  # type: ignore[arg-type]
+            self.views.write_back(node.args[0], self.values[node], where)  # type: ignore[arg-type]
 
     def _higher_order(self, node: torch.fx.Node) -> None:
         """Blocks under torch.no_grad and the like are read as if their contents stood here."""
@@ -448,11 +448,12 @@ class Reader:
 
     def value(self, node: torch.fx.Node) -> Value:
         """What an fx node stands for now; a view of something that was changed since is read again."""
-        node = _root(node)
-        if node in self.stale:
-            self.stale.discard(node)
-            self.read(node)
-        return self.values[node]
+        return self.values[self.views.up_to_date(node)]
+
+    def stored_path(self, node: torch.fx.Node) -> str | None:
+        """Where the user's parameter or buffer lies that an fx node stands for; None: it stands for none."""
+        held = self.values.get(node)
+        return held.path if isinstance(held, Stored) else None
 
     def name(self, value: Any, where: str) -> str:
         """The name of the node that gives a value; tensors get one when they are first needed."""
@@ -545,89 +546,6 @@ class Reader:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
-
-    # --- changes in place ----------------------------------------------------------------------------------------------
-
-    def _note_view(self, node: torch.fx.Node) -> None:
-        parent = node.args[0] if node.args else None
-        if isinstance(parent, torch.fx.Node) and (node.target is operator.getitem or _is_view(node.target)):
-            self.views.setdefault(_root(parent), []).append(node)
-
-    def _write_back(self, target: torch.fx.Node, value: Value, where: str) -> None:
-        """`target` was changed in place: so are what it is a view of, and the other views of that."""
-        target = _root(target)
-        held = self.values.get(target)
-        if isinstance(held, Stored):
-            raise TraceError(
-                f"trace: {where} changes {held.path} in place; "
-                "a network whose answer depends on earlier calls cannot be held as a graph."
-            )
-        self.values[target] = value
-        for view in self.views.get(target, []):
-            self._spoil(view)
-        if not _is_view(target.target) or not target.args:
-            return
-        assert isinstance(target.args[0], torch.fx.Node)
-        parent = _root(target.args[0])
-        if parent not in self.values or isinstance(self.values[parent], Stored):
-            raise TraceError(f"trace: {where} changes a part of a parameter or buffer in place; that is not supported.")
-        siblings = self.views[parent]
-        siblings.remove(target)
-        name = target.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
-        before = self.values[parent]
-        if name == "slice":
-            dim, start, end, step = _slice_args(target)
-            start, end = self.size(start, where), self.size(end, where)
-            changed = self.emit(parent, "slice_scatter", before, value, dim=dim, start=start, end=end, step=step)
-        elif name == "select":
-            changed = self.emit(parent, "select_scatter", before, value, dim=target.args[1], index=target.args[2])
-        elif name in (
-            "view",
-            "unsqueeze",
-            "squeeze",
-            "flatten",
-            "reshape",
-            "unflatten",
-            "_unsafe_view",
-            "alias",
-            "contiguous",
-        ):
-            shape = tuple(self.size(size, where) for size in parent.meta["val"].shape)
-            changed = self.emit(parent, "reshape", value, shape=shape)
-        elif name == "detach":
-            changed = value  # type: ignore[assignment]
-        else:
-            raise TraceError(f"trace: {where} changes the result of {name} in place; that is not supported.")
-        self._write_back(parent, changed, where)
-        siblings.append(target)
-
-    def _spoil(self, view: torch.fx.Node) -> None:
-        self.stale.add(view)
-        for below in self.views.get(view, []):
-            self._spoil(below)
-
-
-def _root(node: torch.fx.Node) -> torch.fx.Node:
-    """An operation in place returns what it changed."""
-    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-        assert isinstance(node.args[0], torch.fx.Node)
-        node = node.args[0]
-    return node
-
-
-def _slice_args(node: torch.fx.Node) -> tuple[int, Any, Any, int]:
-    given = [*node.args[1:]]
-    defaults: list[Any] = [0, None, None, 1]
-    found = given + defaults[len(given) :]
-    return found[0], 0 if found[1] is None else found[1], 2**63 - 1 if found[2] is None else found[2], found[3]
-
-
-def _is_view(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return False
-    returns = target._schema.returns
-    named = target._schema.name.removeprefix("aten::") in ("reshape", "flatten", "contiguous", "expand_as", "view_as")
-    return named or any(r.alias_info is not None for r in returns)
 
 
 def _form(spec: Any, leaves: Any, model: str) -> Any:

@@ -151,7 +151,7 @@ def _split(reader: Reader, node: FxNode, where: str) -> None:
         parts.append(read)
         start += size
     reader.values[node] = tuple(parts)
-    reader.views.setdefault(source, []).append(node)
+    reader.views.add(node, source)
 
 
 def _unbind(reader: Reader, node: FxNode, where: str) -> None:
@@ -163,7 +163,7 @@ def _unbind(reader: Reader, node: FxNode, where: str) -> None:
         return lambda item: reader.emit(item, "select", source, dim=dim, index=index)
 
     reader.values[node] = tuple(at(i) for i in range(len(node.meta["val"])))
-    reader.views.setdefault(source, []).append(node)
+    reader.views.add(node, source)
 
 
 def _select(reader: Reader, node: FxNode, where: str) -> None:
