@@ -1,14 +1,27 @@
 """Techniques that later families bring, each a `Part` in under 30 lines, with its mathematics: the loop must carry them."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from penjing.errors import SettingError
-from penjing.graph import Network
-from penjing.training import AverageWeights, Batch, Fit, LearnFromLabels, Part, Schedule, Task, fit_
+from penjing.graph import Network, trace
+from penjing.training import (
+    AverageWeights,
+    Batch,
+    Fit,
+    Freeze,
+    LearnFromLabels,
+    Part,
+    Schedule,
+    Task,
+    Train,
+    Workbench,
+    fit_,
+)
 
 SGD = {"optimizer": "sgd", "lr": 0.05, "decay": "constant", "warmup": 0.0}
 
@@ -191,7 +204,7 @@ def test_rewinding_to_a_kept_early_step(network: Network, task: Task) -> None:
     assert all(torch.equal(at_four[name], tensor) for name, tensor in network.state_dict().items())
 
 
-class Freeze(Part):
+class FreezeEntries(Part):
     """Entries where `mask` is True keep their values: their gradient is removed and their value put back."""
 
     def __init__(self, name: str, mask: Tensor) -> None:
@@ -209,7 +222,7 @@ class Freeze(Part):
 def test_partial_freezing(network: Network, task: Task) -> None:
     name, mask = "0.weight", torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     before = network.get_parameter(name).detach().clone()
-    fit_(network, task, Schedule(epochs=2, lr=0.01, weight_decay=0.1), [LearnFromLabels(), Freeze(name, mask)])
+    fit_(network, task, Schedule(epochs=2, lr=0.01, weight_decay=0.1), [LearnFromLabels(), FreezeEntries(name, mask)])
     after = network.get_parameter(name).detach()
     assert torch.equal(after[mask], before[mask])
     assert (after[~mask] != before[~mask]).all()
@@ -251,3 +264,43 @@ def test_hooks_come_in_order(network: Network, task: Task) -> None:
     fit_(network, Task([next(iter(task.train))], task.valid), Schedule(epochs=2), [LearnFromLabels(), Diary()])
     epoch = ["epoch_start", "step", "loss", "after_step", "epoch_end"]
     assert calls == ["start", *epoch, *epoch, "finish"]
+
+
+@pytest.fixture
+def with_norm() -> Network:
+    """A layer, a norm and another layer."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    return trace(layers, (torch.randn(2, 6),))
+
+
+@pytest.mark.parametrize("more", [{}, {"average": 0.9}, {"average_epochs": 2}, {"teacher": "baseline"}])
+def test_frozen_layers_stay_to_the_bit(with_norm: Network, task: Task, more: dict[str, Any]) -> None:
+    """Statistics of norms too; the others learn from what the frozen ones give in use; who was frozen before stays so."""
+    before = copy.deepcopy(with_norm.state_dict())
+    with_norm.get_parameter("4.bias").requires_grad_(False)
+    bench = Workbench(with_norm, task, teachers={"baseline": copy.deepcopy(with_norm)})
+    Train(epochs=3, weight_decay=0.3, lr=0.05, optimizer="sgd", freeze=("0", "1"), **more).apply(bench)
+    changed = {name for name, tensor in bench.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"4.weight"}
+    assert [n for n, p in bench.network.named_parameters() if not p.requires_grad] == ["4.bias"]
+
+
+def test_what_learns_is_what_a_network_of_the_other_layers_learns(with_norm: Network, task: Task) -> None:
+    """Frozen layers are a fixed function of the input: the rest is trained as if that were the data."""
+    head = copy.deepcopy(with_norm.get_submodule("4"))
+    schedule = Schedule(epochs=2, **SGD)
+    with torch.no_grad():
+        body = nn.Sequential(*(with_norm.get_submodule(str(k)) for k in (0, 1))).eval()
+        inner = [Batch((body(batch.args[0]).relu(),), {}, batch.labels) for batch in task.batches(task.train)]
+    alone = trace(nn.Sequential(head), inner[0].args)
+    fit_(alone, Task(inner, task.valid), schedule)
+    fit_(with_norm, task, schedule, [LearnFromLabels(), Freeze(["0", "1", "3"])])
+    torch.testing.assert_close(with_norm.get_parameter("4.weight"), alone.get_parameter("0.weight"))
+
+
+def test_freezing_what_is_not_there_or_all(with_norm: Network, task: Task) -> None:
+    with pytest.raises(SettingError, match=r'train: freeze: no layer is like "body\.\*"'):
+        Train(freeze=("body.*",)).apply(Workbench(with_norm, task))
+    with pytest.raises(SettingError, match="train: freeze: 0, 1, 4 leaves nothing that could learn"):
+        Train(freeze=("0", "1", "4")).apply(Workbench(with_norm, task))

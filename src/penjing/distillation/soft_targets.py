@@ -11,10 +11,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from penjing.distillation.unseen import without_classes
-from penjing.training import BASELINE, TrainedStage, Workbench
+from penjing.training import BASELINE, PartlyTrainedStage, Workbench
 
 
-class Distill(TrainedStage):
+class Distill(PartlyTrainedStage):
     """Train the network on the soft targets of a teacher, by default of the network that the recipe started from."""
 
     label: ClassVar[str] = "distill"

@@ -4,8 +4,8 @@ from penjing.training.averages import AverageEpochs, AverageWeights, mean_of_wei
 from penjing.training.fit import Fit, History, Schedule, device_named, fit_, new_accelerator
 from penjing.training.journal import Journal
 from penjing.training.named import called, import_function, load_model
-from penjing.training.part import LearnFromLabels, Part, over_exits
-from penjing.training.stage import BASELINE, Stage, Train, TrainedStage, Workbench
+from penjing.training.part import Freeze, LearnFromLabels, Part, over_exits
+from penjing.training.stage import BASELINE, PartlyTrainedStage, Stage, Train, TrainedStage, Workbench
 from penjing.training.task import ACCURACY, Batch, Metric, Task
 from penjing.training.teacher import Agree, Teacher, agreed
 from penjing.training.teaching import (
@@ -25,6 +25,7 @@ __all__ = [
     "AverageWeights",
     "Batch",
     "Fit",
+    "Freeze",
     "History",
     "Journal",
     "LearnFromLabels",
@@ -33,6 +34,7 @@ __all__ = [
     "Match",
     "Metric",
     "Part",
+    "PartlyTrainedStage",
     "Schedule",
     "Stage",
     "Task",

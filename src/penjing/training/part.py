@@ -92,30 +92,55 @@ def rest_in_evaluation_(network: nn.Module, prefixes: tuple[str, ...]) -> None:
             module.eval()
 
 
-class OnlyLearn(Part):
-    """Some layers learn; all others stay as they are to the bit, the statistics of norms too. The last of a training's parts.
+class _SomeLearn(Part):
+    """Some of the network learns; the rest stays as it is to the bit, the statistics of norms too. The last of the parts.
 
     Args:
-        paths: of the layers that learn.
+        paths: of layers or of blocks of layers.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.prefixes = tuple(f"{path}." for path in paths)
-        self._others: dict[str, Tensor] = {}
+        self._stopped: list[nn.Parameter] = []
+        self._resting: dict[str, Tensor] = {}
+
+    def learns(self, name: str) -> bool:
+        """Whether the parameter, buffer or module of that name, modules with a dot behind, takes part."""
+        raise NotImplementedError
 
     def start(self, fit: Fit) -> None:
-        only_learn_(fit.network, self.prefixes)
+        named = fit.network.named_parameters()
+        self._stopped = [p for name, p in named if p.requires_grad and not self.learns(name)]
+        for parameter in self._stopped:
+            parameter.requires_grad_(False)
         state = fit.network.state_dict()
-        self._others = {name: t.detach().clone() for name, t in state.items() if not name.startswith(self.prefixes)}
+        self._resting = {name: t.detach().clone() for name, t in state.items() if not self.learns(name)}
 
     def epoch_start(self, fit: Fit) -> None:
-        rest_in_evaluation_(fit.network, self.prefixes)
+        for path, module in fit.network.named_modules():
+            if path and not self.learns(f"{path}.") and not list(module.children()):
+                module.eval()
 
     def finish(self, fit: Fit) -> None:
-        only_learn_(fit.network, None)
+        for parameter in self._stopped:
+            parameter.requires_grad_(True)
         state = fit.network.state_dict()
-        for name, tensor in self._others.items():  # averages of weights measure norms anew
+        for name, tensor in self._resting.items():  # averages of weights measure norms anew
             state[name].copy_(tensor)
+
+
+class OnlyLearn(_SomeLearn):
+    """These layers learn, no others."""
+
+    def learns(self, name: str) -> bool:
+        return name.startswith(self.prefixes)
+
+
+class Freeze(_SomeLearn):
+    """These layers stay as they are, the others learn."""
+
+    def learns(self, name: str) -> bool:
+        return not name.startswith(self.prefixes)
 
 
 class LearnFromLabels(Part):

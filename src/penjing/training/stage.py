@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from penjing.artifact import Speed, load
 from penjing.errors import SettingError, nearest
 from penjing.graph import Network
+from penjing.graph.features import layers_like
 from penjing.settings import Settings
 from penjing.shapes import Json
 from penjing.training.averages import AverageEpochs, AverageWeights
 from penjing.training.fit import History, Schedule, fit_, new_accelerator
 from penjing.training.journal import Journal
-from penjing.training.part import LearnFromLabels, Part
+from penjing.training.part import Freeze, LearnFromLabels, Part
 from penjing.training.progress import Reporter, Silent
 from penjing.training.seeding import derive_seed, seed_everything, seed_loader
 from penjing.training.task import Batch, Task
@@ -295,7 +296,30 @@ class TrainedStage(Stage):
         return self.epochs
 
 
-class Train(TrainedStage):
+class PartlyTrainedStage(TrainedStage):
+    """Base of stages that can leave layers as they are."""
+
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="layers or blocks that stay as they are to the bit, statistics of norms too: names, or patterns with *",
+    )
+
+    def parts(self, bench: Workbench) -> list[Part]:
+        """Those of every stage, and what keeps layers as they are.
+
+        Raises: SettingError: no such layer, or none is left that could learn.
+        """
+        found = super().parts(bench)
+        if not self.freeze:
+            return found
+        where = f"{self.where()}: freeze"
+        frozen = Freeze(path for pattern in self.freeze for path in layers_like(bench.network, pattern, where))
+        if not any(p.requires_grad and frozen.learns(name) for name, p in bench.network.named_parameters()):
+            raise SettingError(f"{where}: {', '.join(self.freeze)} leaves nothing that could learn.")
+        return [*found, frozen]
+
+
+class Train(PartlyTrainedStage):
     """Plain training. First in a recipe, it makes the baseline."""
 
     label: ClassVar[str] = "train"
