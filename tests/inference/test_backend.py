@@ -1,6 +1,7 @@
 """What runs how is measured, answers stay, and nothing of it is in the file."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import penjing as pj
+from penjing.dynamic import attach_exits
 from penjing.errors import PenjingError, SettingError
 from penjing.graph import Network
-from penjing.graph.network import node_shapes
+from penjing.graph.features import node_named
+from penjing.graph.network import EXIT, node_shapes
 from penjing.inference import CompressedLayer, accelerate, backend
 from penjing.inference.layers import SignConv, SignLinear, SparseConv1x1, SparseLinear
 from penjing.kernels import codebook
+from penjing.models import resnet_cifar
 from penjing.quantization.sign_inputs import with_sign_inputs
 from penjing.representation import Codebook, Grid, Mask, ScaledCodebook, Signs, plain, represent_
 
@@ -203,3 +207,25 @@ def test_whatever_a_file_can_hold_answers_the_same(name: str) -> None:
             )
         else:
             assert not isinstance(a, Tensor) or torch.equal(a, b)
+
+
+def test_batch_norms_are_computed_with_plain_layers_before_them() -> None:
+    """Not with a layer that has a mask, nor with one that another norm reads too; gates and exits go where they went."""
+    torch.manual_seed(0)
+    network = pj.trace(resnet_cifar(8, width=4), (torch.randn(2, 3, 16, 16),)).train()
+    for _ in range(3):
+        network(torch.randn(8, 3, 16, 16) * 2 + 1)
+    represent_(network.get_submodule("layer2.0.conv1"), "weight", Mask(torch.rand(8, 4, 3, 3) > 0.5))
+    network = attach_exits(network.eval(), [node_named(network, "layer1.0")])
+    x = torch.randn(6, 3, 16, 16)
+    sure = network.all_answers(x)[0].softmax(1).amax(1).sort().values[2:4].mean().item()
+    network.nodes = [replace(n, settings={"threshold": sure}) if n.op == EXIT else n for n in network.nodes]
+    fast = accelerate(network, batch=6).network
+    norms = [path for path, layer in fast.layers().items() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms == ["layer2.0.bn1"]
+    for ours, theirs in zip(fast.all_answers(x), network.all_answers(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    mine, theirs = fast.route(x), network.route(x)
+    torch.testing.assert_close(mine.answers, theirs.answers)
+    assert torch.equal(mine.left_at, theirs.left_at)
+    assert len(torch.unique(theirs.left_at)) == 2

@@ -3,7 +3,7 @@
     weights as codes, masks, signs ── what could run it? ── time each against the dense layer ── the fastest
 
 Nothing of this is stored in a file: another machine decides for itself. A layer stays dense unless something else is at least
-a tenth faster.
+a tenth faster. Batch norms behind layers whose weights are plain are multiplied into these: a pass over the map less for each.
 """
 
 import copy
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from penjing.graph import Network, Node
+from penjing.graph import Network, Node, fold_batch_norms
 from penjing.graph.modules import kind_of
 from penjing.graph.network import MODULE, needed, node_shapes, set_module, word_of
 from penjing.inference.layers import (
@@ -73,9 +73,10 @@ def accelerate(network: Network, *, batch: int = 1) -> Accelerated:
         network: with its representations, as `load(path, for_training=True)` gives it; weights without them are looked at too.
         batch: samples in a call; which way is faster depends on it.
     Returns: the copy, in evaluation mode, and the choices. Answers differ from the dense ones by rounding, at most `TOLERANCE`
-        of the largest answer of each layer, and not at all where signs are counted.
+        of the largest answer of each layer, not at all where signs are counted, and by that of batch norms multiplied into the
+        layers before them (`graph.fold_batch_norms`).
     """
-    network = copy.deepcopy(network).cpu().eval()
+    network, _ = fold_batch_norms(copy.deepcopy(network).cpu().eval())
     shapes = node_shapes(network, batch)
     chosen: dict[str, CompressedLayer] = {}
     choices: list[Choice] = []
