@@ -220,7 +220,9 @@ def test_batch_norms_are_computed_with_plain_layers_before_them() -> None:
     x = torch.randn(6, 3, 16, 16)
     sure = network.all_answers(x)[0].softmax(1).amax(1).sort().values[2:4].mean().item()
     network.nodes = [replace(n, settings={"threshold": sure}) if n.op == EXIT else n for n in network.nodes]
-    fast = accelerate(network, batch=6).network
+    found = accelerate(network, batch=6)
+    fast = found.network
+    assert set(found.folded) == {path for path in network.layers() if "bn" in path} - {"layer2.0.bn1"}
     norms = [path for path, layer in fast.layers().items() if isinstance(layer, nn.BatchNorm2d)]
     assert norms == ["layer2.0.bn1"]
     for ours, theirs in zip(fast.all_answers(x), network.all_answers(x), strict=True):

@@ -142,7 +142,8 @@ def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console
     torch.set_num_threads(1)
     network = artifact.load(path, for_training=True, sha256=sha256)
     with talk.status("timing layers; the first time on a machine kernels are compiled, a few seconds each"):
-        choices = accelerate(network, batch=batch).choices
+        found = accelerate(network, batch=batch)
+    choices = found.choices
     if as_json:
         print_json([asdict(choice) for choice in choices])
         return
@@ -162,6 +163,8 @@ def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console
         n_bytes = (f"{choice.dense_bytes:,}", f"{choice.own_bytes:,}")
         table.add_row(escape(choice.path), choice.way, escape(choice.why), *times, *n_bytes)
     console.print(table)
+    if found.folded:
+        console.print(f"\n{len(found.folded)} batch norms are computed with the layers before them", highlight=False)
     console.print(
         f"\nmeasured now on this machine, one thread, batch {batch}, random inputs; bytes are of weights and biases in memory. "
         'pj.load(path, backend="auto") runs it like this.',

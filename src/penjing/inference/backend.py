@@ -60,10 +60,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """A network with kernels where these are faster, and what was chosen for each layer with a matrix or filters."""
+    """A network with kernels where these are faster.
+
+    Attributes:
+        choices: for each layer with a matrix or filters.
+        folded: the batch norms that are computed with the layers before them.
+    """
 
     network: Network
     choices: tuple[Choice, ...]
+    folded: tuple[str, ...] = ()
 
 
 def accelerate(network: Network, *, batch: int = 1) -> Accelerated:
@@ -76,7 +82,9 @@ def accelerate(network: Network, *, batch: int = 1) -> Accelerated:
         of the largest answer of each layer, not at all where signs are counted, and by that of batch norms multiplied into the
         layers before them (`graph.fold_batch_norms`).
     """
-    network, _ = fold_batch_norms(copy.deepcopy(network).cpu().eval())
+    before = copy.deepcopy(network).cpu().eval()
+    network, _ = fold_batch_norms(before)
+    folded = tuple(path for path in before.layers() if path not in network.layers())
     shapes = node_shapes(network, batch)
     chosen: dict[str, CompressedLayer] = {}
     choices: list[Choice] = []
@@ -95,7 +103,7 @@ def accelerate(network: Network, *, batch: int = 1) -> Accelerated:
         set_module(dense, path, made)
     _take_unsigned_(dense, chosen)
     _take_rectifiers_(dense, chosen)
-    return Accelerated(dense.eval(), tuple(choices))
+    return Accelerated(dense.eval(), tuple(choices), folded)
 
 
 def _choose(
