@@ -231,3 +231,36 @@ def test_batch_norms_are_computed_with_plain_layers_before_them() -> None:
     torch.testing.assert_close(mine.answers, theirs.answers)
     assert torch.equal(mine.left_at, theirs.left_at)
     assert len(torch.unique(theirs.left_at)) == 2
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "last_ms", "layout"), [(1.0, 0.5, "channels last"), (1.0, 0.95, "channels first")]
+)
+def test_maps_lie_in_memory_as_is_faster(
+    monkeypatch: pytest.MonkeyPatch, first_ms: float, last_ms: float, layout: str
+) -> None:
+    """Whole networks of images are timed both ways; perceptrons are not."""
+    monkeypatch.setattr(backend, "_take_turns", lambda calls: [first_ms, last_ms])
+    network = pj.trace(resnet_cifar(8, width=4), (torch.randn(2, 3, 16, 16),)).eval()
+    found = accelerate(network, batch=2)
+    assert found.layout == layout
+    x = torch.randn(2, 3, 16, 16)
+    weight = found.network.get_parameter("layer1.0.conv1.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last) == (layout == "channels last")
+    torch.testing.assert_close(found.network(x), network(x))
+    assert accelerate(perceptron()).layout is None
+
+
+def test_a_layout_that_changes_answers_is_not_used(kernels_win: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pj.trace(resnet_cifar(8, width=4), (torch.randn(2, 3, 16, 16),)).eval()
+    own = Network.to
+
+    def spoiled(self: Network, *args: Any, **kwargs: Any) -> Network:
+        made = own(self, *args, **kwargs)
+        if "memory_format" in kwargs:
+            with torch.no_grad():
+                made.get_parameter("layer1.0.conv1.weight").mul_(1.1)
+        return made
+
+    monkeypatch.setattr(Network, "to", spoiled)
+    assert accelerate(network).layout == "channels first"

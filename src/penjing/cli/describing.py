@@ -163,8 +163,9 @@ def show_ways(path: Path, batch: int, sha256: str | None, as_json: bool, console
         n_bytes = (f"{choice.dense_bytes:,}", f"{choice.own_bytes:,}")
         table.add_row(escape(choice.path), choice.way, escape(choice.why), *times, *n_bytes)
     console.print(table)
-    if found.folded:
-        console.print(f"\n{len(found.folded)} batch norms are computed with the layers before them", highlight=False)
+    if found.layout is not None:
+        folded = f"; batch norms computed with the layers before them: {len(found.folded)}" if found.folded else ""
+        console.print(f"\nmaps in memory: {found.layout}{folded}", highlight=False)
     console.print(
         f"\nmeasured now on this machine, one thread, batch {batch}, random inputs; bytes are of weights and biases in memory. "
         'pj.load(path, backend="auto") runs it like this.',
