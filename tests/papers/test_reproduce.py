@@ -1,15 +1,18 @@
 """Running a claim: parts that are kept, interruptions, verdicts, and what a result says of itself."""
 
 import json
+import os
+import time
 from collections.abc import Mapping
-from importlib import import_module
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penjing.errors import DataError, RunError, SettingError
-from penjing.papers import CLAIMS, claim_named, reproduce, result_path
+from penjing.papers import CLAIMS, claim_named, parts, reproduce, result_path
 from penjing.papers.claim import Arms, Check, Claim, Figures, _meaning
 from penjing.papers.laboratory import Laboratory
 from penjing.papers.page import page_text
@@ -91,11 +94,61 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
 def test_precision_is_part_of_the_result_and_of_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reproduce(claim(), out=tmp_path)
     RUNS.clear()
-    module = import_module("penjing.papers.reproduce")
-    monkeypatch.setattr(module, "Laboratory", lambda seed, precision, **rest: Laboratory(seed, **rest))
+    monkeypatch.setattr(parts, "Laboratory", lambda seed, precision, **rest: Laboratory(seed, **rest))
     result = reproduce(claim(), precision="bf16", out=tmp_path)  # one process cannot change Accelerate's precision
     assert len(RUNS) == 6 and result["precision"] == "bf16"
     assert "trained in bf16; " in page_text({**dict.fromkeys(CLAIMS), "huffman": result}, tmp_path)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that know this file's claim."""
+    monkeypatch.setattr(parts, "get_context", lambda how: get_context("fork"))
+    monkeypatch.setattr("penjing.papers.claim_named", lambda name: claim())
+
+
+@pytest.mark.usefixtures("forked")
+def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
+    alone = reproduce(claim(), out=tmp_path / "alone")
+    RUNS.clear()
+    together = reproduce(claim(), out=tmp_path / "together", workers=2)
+    assert not RUNS  # nothing was run here
+    assert together["figures"] == alone["figures"] and together["verdict"] == "holds"
+    for part in (tmp_path / "together").rglob("seed-1-*.json"):
+        part.unlink()
+    assert reproduce(claim(), out=tmp_path / "together", workers=8)["figures"] == alone["figures"]
+    assert not RUNS
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_process_that_fails_ends_all_and_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(laboratory: Laboratory, arm: str, settings: Weighing, before: Arms) -> Figures:
+        if laboratory.seed == 1 and arm == "second":
+            raise DataError("the scales are not there")
+        if laboratory.seed == 2:
+            time.sleep(60)
+        return {"weight": 0.0}
+
+    failing = replace(claim(), measure=measure)
+    monkeypatch.setattr("penjing.papers.claim_named", lambda name: failing)
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="the scales are not there"):
+        reproduce(failing, seeds=[2, 1], out=tmp_path, workers=2)
+    assert time.monotonic() - begun < 30
+    assert [path.name for path in tmp_path.rglob("seed-*.json")] == ["seed-1-first.json"]
+    dying = replace(claim(), measure=lambda *given: os._exit(9))
+    monkeypatch.setattr("penjing.papers.claim_named", lambda name: dying)
+    with pytest.raises(RunError, match="weighing: a process ended with code 9, often for want of memory"):
+        reproduce(dying, seeds=[0], out=tmp_path / "dying", workers=2)
+    with pytest.raises(RunError, match="time is up at seed 0, first"):
+        reproduce(claim(), seeds=[0], out=tmp_path / "late", workers=2, seconds=-1.0)
+
+
+def test_what_measures_times_runs_alone(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="weighing measures times, which other work on the machine would change"):
+        reproduce(replace(claim(), timed=True), out=tmp_path, workers=2)
 
 
 def test_failures_and_too_few_seeds_are_said(tmp_path: Path) -> None:

@@ -452,6 +452,9 @@ def reproduce(
     seconds: Annotated[
         float | None, typer.Option(help="Begin nothing new after so long; the next call goes on.", show_default=False)
     ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that each take a seed at a time; not for claims that measure times.", min=1)
+    ] = 1,
     page: Annotated[
         Path | None,
         typer.Option(help="Write the page of all results there, such as docs/claims.md.", show_default=False),
@@ -479,6 +482,7 @@ def reproduce(
             device=device,
             precision=precision,
             seconds=seconds,
+            workers=workers,
             as_json=json_,
             console=out_console,
         )

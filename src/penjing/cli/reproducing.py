@@ -51,6 +51,7 @@ def run_claim(
     device: str | None,
     precision: str,
     seconds: float | None,
+    workers: int,
     as_json: bool,
     console: Console,
 ) -> None:
@@ -69,6 +70,7 @@ def run_claim(
         precision=precision,
         reporter=Live(),
         seconds=seconds,
+        workers=workers,
     )
     if as_json:
         print_json(result)

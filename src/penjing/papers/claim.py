@@ -58,6 +58,7 @@ class Claim:
         picture: of all figures, by seed and arm: a list of rows and how to draw them, see `pictures`.
         judges: the modules whose code it judges; a result remembers their state.
         seeds: how many by default.
+        timed: some of what is judged are times, so nothing else should run beside it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Claim:
     picture: Callable[[Mapping[int, Arms], Any], Any]
     judges: tuple[str, ...]
     seeds: int = 3
+    timed: bool = False
 
     def settings_hash(self, profile: Profile) -> str:
         """Of everything that decides a part's figures besides the code."""

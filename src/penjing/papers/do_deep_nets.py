@@ -212,6 +212,7 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
+    timed=True,
     judges=(
         "penjing.models.shallow",
         "penjing.objective.teachers_answers",

@@ -166,6 +166,7 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
+    timed=True,
     judges=(
         "penjing.papers.small_pictures",
         "penjing.dynamic.early_exit",

@@ -201,5 +201,6 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
+    timed=True,
     judges=(),
 )

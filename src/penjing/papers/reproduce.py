@@ -4,12 +4,12 @@ results/NAME.json            the verdict, all figures, settings, versions, machi
 results/NAME.png             the picture
 results/quick/...            the same for a quick run, whose verdict is only "indicative"
 results/parts/NAME/...       a record for every finished (seed, arm), so that an interrupted claim goes on
+
 """
 
 import datetime
 import json
-import os
-import re
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,17 +18,15 @@ from typing import Any
 
 import torch
 
-from penjing.errors import RunError, SettingError
+from penjing.errors import SettingError
 from penjing.files import write_atomically
 from penjing.papers.claim import Claim, Figures, Profile
 from penjing.papers.judge import LEAST_SEEDS, judge, overall
-from penjing.papers.laboratory import Laboratory
+from penjing.papers.parts import Work, side_by_side
 from penjing.papers.pictures import write_picture
-from penjing.recipe.machine import machine, versions
-from penjing.shapes import Json
+from penjing.recipe.machine import versions
 from penjing.training.precision import say_if_slower
 from penjing.training.progress import Reporter, Silent
-from penjing.training.seeding import derive_seed, seed_everything
 
 Result = dict[str, Any]
 
@@ -44,6 +42,7 @@ def reproduce(
     precision: str = "no",
     reporter: Reporter | None = None,
     seconds: float | None = None,
+    workers: int = 1,
 ) -> Result:
     """Run what is missing of a claim's experiments and judge it.
 
@@ -53,52 +52,48 @@ def reproduce(
         precision: of training: "no" (float32), "bf16" or "fp16"; all figures are measured in float32.
         out: folder of results; parts that are there, of the same settings, precision and code, are not run again.
         seconds: begin no new part after so long; what is missing is left for the next call.
+        workers: processes that each take a seed at a time; for claims of `penjing.papers.CLAIMS`.
     Returns: what is in the JSON file.
-    Raises: DataError: data that are not there. RunError: time was up before all parts were done.
+    Raises: DataError: data that are not there. RunError: time was up before all parts were done, or a worker died.
+        SettingError: no seeds; several workers for a claim whose figures are times.
     """
     reporter = reporter or Silent()
     usual = range(claim.seeds if profile == "full" else 1)
     seeds = list(usual if seeds is None else seeds)
     if not seeds:
         raise SettingError(f"reproduce: {claim.name} needs at least one seed.")
-    settings = claim.settings[profile]
-    arms = claim.arms(settings)
-    code, begun = claim.code_hash(), time.monotonic()
+    if workers > 1 and claim.timed:
+        raise SettingError(
+            f"reproduce: {claim.name} measures times, which other work on the machine would change. Leave out workers."
+        )
+    settings, code = claim.settings[profile], claim.code_hash()
     key = "-".join((profile, claim.settings_hash(profile), code, *((precision,) if precision != "no" else ())))
-    folder = out / "parts" / claim.name / key
-    found: dict[int, dict[str, Figures]] = {}
-    durations: list[float] = []
-    places: list[Json] = []
-    with reporter.bar(claim.name, len(seeds) * len(arms)) as bar:
-        for seed in seeds:
-            laboratory = Laboratory(seed, folder=folder, data=data, device=device, precision=precision)
-            if seed == seeds[0]:
-                say_if_slower(laboratory.accelerator, reporter)
-            found[seed] = {}
-            for arm in arms:
-                path = folder / f"seed-{seed}-{re.sub('[^a-zA-Z0-9.]+', '-', arm)}.json"
-                if not path.exists():
-                    if seconds is not None and time.monotonic() - begun > seconds:
-                        raise RunError(
-                            f"reproduce: {claim.name}: time is up at seed {seed}, {arm}. What is finished is kept in "
-                            f"{folder}; the same "
-                            "command goes on."
-                        )
-                    part = _part(claim, laboratory, arm, settings, found[seed])
-                    write_atomically(path, (json.dumps(part) + "\n").encode())
-                part = _read_part(path)
-                found[seed][arm] = part["figures"]
-                durations.append(part["seconds"])
-                if part["machine"] not in places:
-                    places.append(part["machine"])
-                bar.advance(1, f"seed {seed}, {arm}")
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    work = Work(claim, profile, data, out / "parts" / claim.name / key, device, precision, until)
+    say_if_slower(precision, device, reporter)
+    with reporter.bar(claim.name, len(seeds) * len(claim.arms(settings))) as bar:
+
+        def done(info: str) -> None:
+            bar.advance(1, info)
+
+        if workers > 1:
+            side_by_side(work, seeds, workers, done)
+        parts = [work.carry_out(seed, reporter, None if workers > 1 else done) for seed in seeds]
+    found = {
+        seed: {arm: part["figures"] for arm, part in of_seed.items()}
+        for seed, of_seed in zip(seeds, parts, strict=True)
+    }
+    every = [part for of_seed in parts for part in of_seed.values()]
+    places = [
+        part["machine"] for k, part in enumerate(every) if part["machine"] not in [p["machine"] for p in every[:k]]
+    ]
     result = _judged(claim, profile, seeds, found) | {
         "settings": json.loads(settings.model_dump_json()),
         "precision": precision,
         "settings_hash": claim.settings_hash(profile),
         "code_hash": code,
         "judges": [*claim.judges],
-        "seconds": round(sum(durations), 1),
+        "seconds": round(sum(part["seconds"] for part in every), 1),
         "machine": places[0] if len(places) == 1 else places,
         "versions": versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
@@ -113,32 +108,6 @@ def reproduce(
 def result_path(claim: Claim, profile: Profile, out: Path) -> Path:
     """Where a claim's result is kept."""
     return (out if profile == "full" else out / profile) / f"{claim.name}.json"
-
-
-def _part(claim: Claim, laboratory: Laboratory, arm: str, settings: Any, before: dict[str, Figures]) -> dict[str, Any]:
-    begun = time.monotonic()
-    laboratory.key = f"{claim.name} {arm}"
-    seed_everything(derive_seed(laboratory.seed, claim.name, arm))
-    figures = claim.measure(laboratory, arm, settings, before)
-    found = machine(laboratory.accelerator.device)
-    return {
-        "seed": laboratory.seed,
-        "arm": arm,
-        "figures": json.loads(json.dumps(figures)),
-        "seconds": round(time.monotonic() - begun, 2),
-        "machine": {name: found[name] for name in ("processor", "cores", "memory_bytes", "threads", "device")},
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
-
-
-def _read_part(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except ValueError:
-        raise RunError(
-            f"{path}: this record is damaged. Delete it; the same command then runs that part again."
-        ) from None
 
 
 def _judged(claim: Claim, profile: Profile, seeds: Sequence[int], found: dict[int, dict[str, Figures]]) -> Result:

@@ -248,6 +248,7 @@ CLAIM = Claim(
     measure=measure,
     checks=checks,
     picture=picture,
+    timed=True,
     judges=(
         "penjing.pruning.group_lasso",
         "penjing.pruning.masks",

@@ -162,7 +162,8 @@ def compress(
     for path in _teachers_files(read):  # one that is not there should stop a run before hours of training
         open_artifact(path).close()
     accelerator, reporter = accelerator or new_accelerator(), reporter or Silent()
-    say_if_slower(accelerator, reporter)
+    if accelerator.is_main_process:
+        say_if_slower(str(accelerator.mixed_precision), accelerator.device, reporter)
     if out is not None:
         run = _Running(task, read, budget, Path(out), name, seed, accelerator, reporter, recipe, speed)
         return Run(Path(out), run.go(model, resume=resume))

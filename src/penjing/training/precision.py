@@ -4,7 +4,6 @@ import time
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from penjing.training.progress import Reporter
 
@@ -35,11 +34,12 @@ def times_as_long(precision: str, device: torch.device) -> float:
     return least[other] / least[torch.float32]
 
 
-def say_if_slower(accelerator: Accelerator, reporter: Reporter) -> None:
-    """Tell the user where mixed precision makes training slower."""
-    precision = str(accelerator.mixed_precision)
-    ratio = times_as_long(precision, accelerator.device)
-    if ratio > WORTH_SAYING and accelerator.is_main_process:
+def say_if_slower(precision: str, device: torch.device | None, reporter: Reporter) -> None:
+    """Tell the user where mixed precision makes training slower; device None is the best there is."""
+    if device is None and torch.accelerator.is_available():
+        return
+    ratio = times_as_long(precision, device or torch.device("cpu"))
+    if ratio > WORTH_SAYING:
         reporter.say(
             f"  [yellow]note[/yellow] layers in {precision} take {ratio:.1f} times as long as in float32 on this processor; "
             "training in float32 is faster"
