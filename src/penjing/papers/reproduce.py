@@ -4,7 +4,6 @@ results/NAME.json            the verdict, all figures, settings, versions, machi
 results/NAME.png             the picture
 results/quick/...            the same for a quick run, whose verdict is only "indicative"
 results/parts/NAME/...       a record for every finished (seed, arm), so that an interrupted claim goes on
-
 """
 
 import datetime
@@ -25,6 +24,7 @@ from penjing.papers.judge import LEAST_SEEDS, judge, overall
 from penjing.papers.parts import Work, side_by_side
 from penjing.papers.pictures import write_picture
 from penjing.recipe.machine import versions
+from penjing.shapes import Json
 from penjing.training.precision import say_if_slower
 from penjing.training.progress import Reporter, Silent
 
@@ -84,9 +84,10 @@ def reproduce(
         for seed, of_seed in zip(seeds, parts, strict=True)
     }
     every = [part for of_seed in parts for part in of_seed.values()]
-    places = [
-        part["machine"] for k, part in enumerate(every) if part["machine"] not in [p["machine"] for p in every[:k]]
-    ]
+    places: list[Json] = []
+    for part in every:
+        if part["machine"] not in places:
+            places.append(part["machine"])
     result = _judged(claim, profile, seeds, found) | {
         "settings": json.loads(settings.model_dump_json()),
         "precision": precision,
