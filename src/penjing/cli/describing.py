@@ -310,6 +310,13 @@ def show_export(
         highlight=False,
         soft_wrap=True,
     )
+    if done.in_integers and done.runtime == "ONNX Runtime":
+        name, value = export.EXACT_INTEGERS
+        console.print(
+            f"It computes in integers. Processors with AVX2 but without VNNI need ONNX Runtime's session option "
+            f"{name}: {value} for right answers.",
+            highlight=False,
+        )
     if len(done.outputs) > 1:
         console.print(
             "All answers are computed in this file; --exit K writes the network up to one of them, --leave-early one that "

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _GATES = (f"{GATES}.",)
 
 
+def _is_gate(name: str) -> bool:
+    return name.startswith(_GATES)
+
+
 def reward(right: Tensor, used: Tensor, penalty: float) -> Tensor:
     """1 - used^2 where the answer is right, -penalty where it is wrong; (batch,).
 
@@ -42,7 +46,7 @@ class GatesLearn(Part):
     gate_lr: float = 1.0
 
     def learners(self, fit: Fit) -> nn.Module | None:
-        theirs = {id(p): p for name, p in fit.network.named_parameters() if name.startswith(_GATES)}
+        theirs = {id(p): p for name, p in fit.network.named_parameters() if _is_gate(name)}
         for group in fit.groups:
             group["params"] = [p for p in group["params"] if id(p) not in theirs]
         fit.groups[:] = [group for group in fit.groups if group["params"]]
@@ -161,7 +165,7 @@ class DropByPolicy(GatesLearn):
 
     def epoch_start(self, fit: Fit) -> None:
         if not self.joint:
-            rest_in_evaluation_(fit.network, _GATES)
+            rest_in_evaluation_(fit.network, _is_gate)
 
     def step(self, fit: Fit, batch: Batch) -> float | None:
         free = 1.0 if self.joint else min((fit.epoch + 1) / max(fit.schedule.epochs, 1) * 1.25, 1.0)
@@ -225,9 +229,9 @@ class ValueOfActions(GatesLearn):
     def epoch_start(self, fit: Fit) -> None:
         self._agent_learns = self.agent and fit.epoch % 2 == 0
         for name, parameter in fit.network.named_parameters():
-            parameter.requires_grad_(name.startswith(_GATES) == self._agent_learns)
+            parameter.requires_grad_(_is_gate(name) == self._agent_learns)
         if self._agent_learns:
-            rest_in_evaluation_(fit.network, _GATES)
+            rest_in_evaluation_(fit.network, _is_gate)
 
     def step(self, fit: Fit, batch: Batch) -> float | None:
         progress = fit.step / max(fit.total_steps - 1, 1)

@@ -33,6 +33,7 @@ class Export:
         outputs: names of its outputs.
         runtime: what ran it, to compare.
         largest_difference: between that and PyTorch, over all outputs, relative to the largest value.
+        in_integers: it computes in integers where activations are quantized.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Export:
     outputs: tuple[str, ...]
     runtime: str
     largest_difference: float
+    in_integers: bool = False
 
 
 class Static(nn.Module):
@@ -106,7 +108,7 @@ class Start:
                 "nothing was written."
             )
         write_atomically(Path(path), content)
-        return Export(Path(path), len(content), self.outputs, runtime, difference)
+        return Export(Path(path), len(content), self.outputs, runtime, difference, self.in_integers)
 
     def copy_of_dense(self) -> Network:
         """A network to write into, which shares nothing with the one that is compared with."""

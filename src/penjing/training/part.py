@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -85,14 +86,14 @@ def only_learn_(network: nn.Module, prefixes: tuple[str, ...] | None) -> None:
         parameter.requires_grad_(prefixes is None or name.startswith(prefixes))
 
 
-def rest_in_evaluation_(network: nn.Module, prefixes: tuple[str, ...]) -> None:
-    """Norms and dropout whose paths do not begin so as in use."""
+def rest_in_evaluation_(network: nn.Module, learns: Callable[[str], bool]) -> None:
+    """Norms and dropout that do not learn as in use; modules are asked for by path with a dot behind."""
     for path, module in network.named_modules():
-        if path and not f"{path}.".startswith(prefixes) and not list(module.children()):
+        if path and not learns(f"{path}.") and not list(module.children()):
             module.eval()
 
 
-class _SomeLearn(Part):
+class _SomeLearn(Part, ABC):
     """Some of the network learns; the rest stays as it is to the bit, the statistics of norms too. The last of the parts.
 
     Args:
@@ -104,9 +105,9 @@ class _SomeLearn(Part):
         self._stopped: list[nn.Parameter] = []
         self._resting: dict[str, Tensor] = {}
 
+    @abstractmethod
     def learns(self, name: str) -> bool:
         """Whether the parameter, buffer or module of that name, modules with a dot behind, takes part."""
-        raise NotImplementedError
 
     def start(self, fit: Fit) -> None:
         named = fit.network.named_parameters()
@@ -117,9 +118,7 @@ class _SomeLearn(Part):
         self._resting = {name: t.detach().clone() for name, t in state.items() if not self.learns(name)}
 
     def epoch_start(self, fit: Fit) -> None:
-        for path, module in fit.network.named_modules():
-            if path and not self.learns(f"{path}.") and not list(module.children()):
-                module.eval()
+        rest_in_evaluation_(fit.network, self.learns)
 
     def finish(self, fit: Fit) -> None:
         for parameter in self._stopped:
