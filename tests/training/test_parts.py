@@ -300,7 +300,11 @@ def test_what_learns_is_what_a_network_of_the_other_layers_learns(with_norm: Net
 
 
 def test_freezing_what_is_not_there_or_all(with_norm: Network, task: Task) -> None:
-    with pytest.raises(SettingError, match=r'train: freeze: no layer is like "body\.\*"'):
-        Train(freeze=("body.*",)).apply(Workbench(with_norm, task))
-    with pytest.raises(SettingError, match="train: freeze: 0, 1, 4 leaves nothing that could learn"):
-        Train(freeze=("0", "1", "4")).apply(Workbench(with_norm, task))
+    bench = Workbench(with_norm, task, key="02-train")
+    with pytest.raises(SettingError, match=r'02-train: freeze: no layer is like "body\.\*"'):
+        Train(freeze=("body.*",)).apply(bench)
+    with pytest.raises(SettingError, match="02-train: freeze: 0, 1, 4 leaves nothing that could learn"):
+        Train(freeze=("0", "1", "4")).apply(bench)
+    with pytest.raises(SettingError, match='train: freeze: no layer is like "stem"'):
+        fit_(with_norm, task, Schedule(), [LearnFromLabels(), Freeze(["stem"])])
+    assert all(parameter.requires_grad for parameter in with_norm.parameters())

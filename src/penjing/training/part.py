@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from penjing.errors import SettingError
 from penjing.graph import ExitOutputs
+from penjing.graph.features import layers_like
 from penjing.training.task import Batch
 
 if TYPE_CHECKING:
@@ -136,7 +138,24 @@ class OnlyLearn(_SomeLearn):
 
 
 class Freeze(_SomeLearn):
-    """These layers stay as they are, the others learn."""
+    """These layers stay as they are to the bit, the statistics of norms too; the others learn. The last of a training's parts.
+
+    Args:
+        layers: names of layers or of blocks, or patterns with "*", see `graph.features.layers_like`.
+    Raises: SettingError: when training begins: no such layer, or none is left that could learn.
+    """
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        super().__init__(())
+        self.layers = tuple(layers)
+
+    def start(self, fit: Fit) -> None:
+        where = f"{fit.where}: freeze"
+        paths = [path for pattern in self.layers for path in layers_like(fit.network, pattern, where)]
+        self.prefixes = tuple(f"{path}." for path in paths)
+        if not any(p.requires_grad and self.learns(name) for name, p in fit.network.named_parameters()):
+            raise SettingError(f"{where}: {', '.join(self.layers)} leaves nothing that could learn.")
+        super().start(fit)
 
     def learns(self, name: str) -> bool:
         return not name.startswith(self.prefixes)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from penjing.artifact import Speed, load
 from penjing.errors import SettingError, nearest
 from penjing.graph import Network
-from penjing.graph.features import layers_like
 from penjing.settings import Settings
 from penjing.shapes import Json
 from penjing.training.averages import AverageEpochs, AverageWeights
@@ -305,18 +304,8 @@ class PartlyTrainedStage(TrainedStage):
     )
 
     def parts(self, bench: Workbench) -> list[Part]:
-        """Those of every stage, and what keeps layers as they are.
-
-        Raises: SettingError: no such layer, or none is left that could learn.
-        """
         found = super().parts(bench)
-        if not self.freeze:
-            return found
-        where = f"{self.where()}: freeze"
-        frozen = Freeze(path for pattern in self.freeze for path in layers_like(bench.network, pattern, where))
-        if not any(p.requires_grad and frozen.learns(name) for name, p in bench.network.named_parameters()):
-            raise SettingError(f"{where}: {', '.join(self.freeze)} leaves nothing that could learn.")
-        return [*found, frozen]
+        return [*found, Freeze(self.freeze)] if self.freeze else found
 
 
 class Train(PartlyTrainedStage):
