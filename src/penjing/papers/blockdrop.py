@@ -9,7 +9,6 @@ from penjing.dynamic.blocks import gate_blocks, residual_blocks
 from penjing.dynamic.gates import policy, with_gates
 from penjing.dynamic.route_training import DropByPolicy
 from penjing.graph import Network
-from penjing.models import resnet_cifar
 from penjing.papers.claim import Arms, Check, Claim, Figures
 from penjing.papers.laboratory import Laboratory
 from penjing.papers.ways import (
@@ -32,7 +31,7 @@ STATIC = "fixed blocks"
 
 
 class Experiment(RoutedExperiment):
-    """ResNet-20 on small pictures of CIFAR-10; seven of its nine blocks can be skipped."""
+    """A narrow ResNet-20 on digits; seven of its nine blocks can be skipped."""
 
     label = "blockdrop experiment"
     penalties: tuple[float, ...] = Field(default=(1.0, 3.0, 9.0), description="for a wrong answer, gamma; rising")
@@ -64,7 +63,7 @@ def with_policy(network: Network) -> Network:
 def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
     """Train; accuracy on the test images in percent, and how many blocks they take."""
     task = settings.task(laboratory)
-    plain = laboratory.build(lambda: resnet_cifar(20), task)
+    plain = settings.network(laboratory, task)
     first, second = settings.first(), settings.second()
     if arm == PLAIN:
         return train_plain(laboratory, plain, task, first, second)
@@ -145,7 +144,7 @@ CLAIM = Claim(
     "blocks to compute; trained on together, network and policy are as good as the whole with a part of the work.",
     scaled="ResNet-20 on 10,000 pictures of CIFAR-10 scaled to 16 x 16, instead of ResNet-110 on CIFAR and ResNet-101 on "
     "ImageNet; a policy of three convolutions instead of a ResNet-8; some 16 passes instead of thousands.",
-    data=("cifar10-jpeg",),
+    data=("mnist",),
     settings={"full": Experiment(), "quick": Experiment(images=2000, epochs=3, more_epochs=2, policy_epochs=2)},
     arms=arms,
     measure=measure,

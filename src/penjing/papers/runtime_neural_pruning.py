@@ -13,7 +13,6 @@ from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.gates import GATES, recurrent_gates
 from penjing.dynamic.route_training import GatesLearn, ValueOfActions
 from penjing.graph import Network
-from penjing.models import resnet_cifar
 from penjing.papers.claim import Arms, Check, Claim, Figures
 from penjing.papers.laboratory import Laboratory
 from penjing.papers.ways import (
@@ -34,7 +33,7 @@ STATIC = "fixed channels"
 
 
 class Experiment(RoutedExperiment):
-    """ResNet-20 on small pictures of CIFAR-10; the hidden channels of seven of its nine blocks are split."""
+    """A narrow ResNet-20 on digits; the hidden channels of seven of its nine blocks are split."""
 
     label = "runtime-neural-pruning experiment"
     sets: int = Field(default=4, description="into which hidden channels are split")
@@ -80,7 +79,7 @@ def fix_(network: Network, sets: int, column: int) -> None:
 def measure(laboratory: Laboratory, arm: str, settings: Experiment, before: Arms) -> Figures:
     """Train; accuracy on the test images in percent, and how many channels they take."""
     task = settings.task(laboratory)
-    plain = laboratory.build(lambda: resnet_cifar(20), task)
+    plain = settings.network(laboratory, task)
     first, second = settings.first(), settings.second()
     warm = settings.second(epochs=settings.warm)
     if arm == PLAIN:
@@ -152,7 +151,7 @@ CLAIM = Claim(
     "pruning for everybody loses: work is spent where it is needed.",
     scaled="ResNet-20 on 10,000 pictures of CIFAR-10 scaled to 16 x 16, four sets of the hidden channels of seven blocks, "
     "instead of all layers of VGG-16 on ImageNet; an agent of linear layers instead of an LSTM.",
-    data=("cifar10-jpeg",),
+    data=("mnist",),
     settings={"full": Experiment(), "quick": Experiment(images=2000, epochs=3, more_epochs=2, warm=1)},
     arms=arms,
     measure=measure,
