@@ -15,6 +15,7 @@ from penjing.export import export_onnx, static
 from penjing.export import onnx as onnx_module
 from penjing.export.integers import _in_whole_numbers
 from penjing.graph import Network, trace
+from penjing.measurement import bench as time_files
 from penjing.models import resnet_cifar
 from penjing.quantization import Quantize
 from penjing.quantization.uniform import Scheme, quantize_
@@ -84,6 +85,36 @@ def test_every_weight_has_zero_points_of_its_own(tmp_path: Path) -> None:
         n.input[2] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in held and len(n.input) > 2
     ]
     assert len(zeros) >= 14 and len(set(zeros)) == len(zeros) and set(zeros) <= held
+
+
+def test_files_of_others_whose_weights_share_zero_points_are_timed(tmp_path: Path) -> None:
+    """Some processors cannot load them with exact integers; they are timed as they are."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    x = helper.make_tensor_value_info("x", kinds.FLOAT, [1, 32])
+    y = helper.make_tensor_value_info("y", kinds.FLOAT, [1, 32])
+    held = [
+        helper.make_tensor("step", kinds.FLOAT, [], [0.1]),
+        helper.make_tensor("middle", kinds.UINT8, [], [128]),
+        helper.make_tensor("zeros", kinds.INT8, [32], [0] * 32),
+        helper.make_tensor("steps", kinds.FLOAT, [32], [0.1] * 32),
+    ]
+    nodes, source = [], "x"
+    for k in range(2):
+        held.append(helper.make_tensor(f"weight{k}", kinds.INT8, [32, 32], [127] * 1024))
+        nodes += [
+            helper.make_node("QuantizeLinear", [source, "step", "middle"], [f"codes{k}"]),
+            helper.make_node("DequantizeLinear", [f"codes{k}", "step", "middle"], [f"x{k}"]),
+            helper.make_node("DequantizeLinear", [f"weight{k}", "steps", "zeros"], [f"w{k}"], axis=1),
+            helper.make_node("MatMul", [f"x{k}", f"w{k}"], [f"product{k}"]),
+            helper.make_node("QuantizeLinear", [f"product{k}", "step", "middle"], [f"out{k}"]),
+            helper.make_node("DequantizeLinear", [f"out{k}", "step", "middle"], [f"y{k}" if k == 0 else "y"]),
+        ]
+        source = "y0"
+    graph = helper.make_graph(nodes, "shared", [x], [y], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "shared.onnx")
+    (timing,) = time_files([tmp_path / "shared.onnx"], rounds=1, seconds=0.01)
+    assert timing.latency_ms.median > 0
 
 
 def test_exits_are_outputs_of_integer_arithmetic_too(trained: tuple[Network, Task], tmp_path: Path) -> None:

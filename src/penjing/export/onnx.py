@@ -25,6 +25,7 @@ from penjing.graph import Network
 from penjing.graph.network import ALWAYS
 from penjing.graph.node import confidence
 from penjing.graph.sizes import Size
+from penjing.runtimes import onnx_session
 
 UNREACHED = 1.5
 """A threshold that no confidence reaches, and that is compared all the same."""
@@ -96,18 +97,9 @@ def _with_conditions(begun: Start, proto: Any, path: str | Path) -> Export:
     return replace(begun, outputs=("answer",)).keep(path, content, "ONNX Runtime", worst)
 
 
-EXACT_INTEGERS = ("session.x64quantprecision", "1")
-"""An option of ONNX Runtime's sessions: without it pairs of 8-bit products are cut off at 16 bits where there is no VNNI."""
-
-
 def run_onnx(content: bytes, inputs: list[Tensor]) -> list[Tensor]:
     """What ONNX Runtime answers on one thread, integers exact on any processor."""
-    import onnxruntime  # noqa: PLC0415  optional dependency
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_INTEGERS)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(content)
     feeds = {node.name: x.numpy() for node, x in zip(session.get_inputs(), inputs, strict=True)}
     return [torch.from_numpy(y) for y in session.run(None, feeds)]
 
