@@ -149,12 +149,16 @@ def replace_puts(network: Network) -> Network:
 
 
 def _last_shared(network: Network, answer: Node) -> str:
-    """Where the head of an exit begins."""
-    if answer.op == OUTPUT:
-        return answer.inputs[0]
+    """Where the head of an exit begins: the last of its results that the final answer needs too."""
     nodes = {node.name: node for node in network.nodes}
+    shared: set[str] = set()
+    stack = list(network.nodes[-1].inputs)
+    while stack:
+        name = stack.pop()
+        shared.add(name)
+        stack += (source for source in nodes[name].inputs if source not in shared)
     name = answer.inputs[0]
-    while name.startswith("exit_"):
+    while name not in shared:
         name = nodes[name].inputs[0]
     return name
 

@@ -1,13 +1,12 @@
 """Does skipping pay on the clock, and at what loss of accuracy? Trained dynamic networks against the same network without.
 
-    OMP_NUM_THREADS=1 python bench/dynamic_trained.py mnist --data FOLDER --out FOLDER --seeds 0 1 2
+    OMP_NUM_THREADS=1 python bench/dynamic_trained.py --data FOLDER --out FOLDER --seeds 0 1 2
 
-mnist: a ResNet-20 learns 5,000 digits of 28 x 28, in FOLDER as the four files of MNIST. From there go on, on the same
-pictures: plain training, early exits, recurrent gates that open for 60 % (Gumbel), BlockDrop's policy, channel sets of runtime
-neural pruning, as the stages of recipes do them. cifar10: 10,000 pictures of FOLDER/train/CLASS/*.jpg and FOLDER/test,
-16 x 16; early exits alone.
+A ResNet-20 learns 5,000 digits of 28 x 28, in FOLDER as the four files of MNIST. From there go on, on the same digits: plain
+training, early exits, recurrent gates that open for 60 % (Gumbel), BlockDrop's policy, channel sets of runtime neural pruning,
+as the stages of recipes do them.
 
-Then, on test pictures and in the same process: accuracy, the difference to plain training with its 95 % interval (paired), and
+Then, on test digits and in the same process: accuracy, the difference to plain training with its 95 % interval (paired), and
 the time of one call in batches of 1 and 32 against the plain network, which takes turns with it; and against what the parts
 that were executed take by themselves (see dynamic.py). Required: at least 20 % less time at a loss of at most 1 point, and
 dynamic <= 1.10 parts + gates. Trainings are kept in --out; the same command goes on where it was stopped, and measures again:
@@ -17,8 +16,7 @@ let an idle machine do that.
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 
 from dynamic import medians, one_by_one, parts_of
 from penjing.artifact import load
-from penjing.data import image_folder, in_memory_loader, mnist
+from penjing.data import in_memory_loader, mnist
 from penjing.graph import Network
 from penjing.measurement import accuracy, answer, drop, macs_of_samples, macs_without_exits
 from penjing.models import resnet_cifar
@@ -41,64 +39,25 @@ N_VALID, N_TIMED, N_PARTS = 3000, 256, 32
 LEAST_SAVED, MOST_LOST, OF_PARTS = 0.20, 0.01, 1.10
 SGD = {"optimizer": "sgd", "weight_decay": 5e-4}
 SLOW = {**SGD, "lr": 0.03}
-Arms = dict[str, dict[str, Any]]
-
-
-def digits(folder: Path, n: int = 5_000) -> Task:
-    """n digits to learn from, 3,000 others for thresholds and warnings."""
-    splits = mnist(folder, n_valid=60_000 - n, versions=4)
-    return Task(splits.train, some_of(splits.valid), splits.test)
-
-
-def small_pictures(folder: Path, n: int = 10_000) -> Task:
-    """n pictures to learn from, 3,000 others."""
-    splits = image_folder(folder, size=16, n_valid=50_000 - n, versions=8)
-    return Task(splits.train, some_of(splits.valid), splits.test)
-
-
-def some_of(loader: Any) -> Any:
-    """Of a validation set, as many of each class as there are in it."""
-    held = loader.dataset
-    some = torch.linspace(0, len(held) - 1, N_VALID).long()
-    return in_memory_loader(held.images[some], held.labels[some], 500)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Pictures, the training that comes first, and what goes on from there."""
-
-    task: Callable[..., Task]
-    channels: int
-    first: dict[str, Any]
-    arms: Arms
-
-
-CASES = {
-    "mnist": Case(
-        digits,
-        1,
-        {"train": {**SGD, "lr": 0.1, "epochs": 4, "warmup": 0.2}},
-        {
-            "plain": {"train": {**SLOW, "epochs": 6}},
-            "early exits": {"early-exits": {**SLOW, "epochs": 6, "exits": 3, "in_place": 0.5, "max_drop": "0.1 pp"}},
-            "gates": {"skip-blocks": {**SLOW, "open": 0.6, "warm": 0, "epochs": 8}},
-            "BlockDrop": {"drop-blocks": {**SLOW, "curriculum": 2, "epochs": 10, "penalty": 4, "gate_lr": 2}},
-            "channel sets": {"route-channels": {**SLOW, "warm": 2, "epochs": 6, "penalty": 0.03, "gate_lr": 1}},
-        },
-    ),
-    "cifar10": Case(
-        small_pictures,
-        3,
-        {"train": {**SGD, "lr": 0.1, "epochs": 12, "warmup": 0.1}},
-        {
-            "plain": {"train": {**SGD, "lr": 0.05, "epochs": 12}},
-            "early exits": {"early-exits": {**SGD, "lr": 0.05, "epochs": 12, "exits": 2, "saving": 0.6}},
-        },
-    ),
+FIRST = {"train": {**SGD, "lr": 0.1, "epochs": 4, "warmup": 0.2}}
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"train": {**SLOW, "epochs": 6}},
+    "early exits": {"early-exits": {**SLOW, "epochs": 6, "exits": 3, "in_place": 0.5, "max_drop": "0.1 pp"}},
+    "gates": {"skip-blocks": {**SLOW, "open": 0.6, "warm": 0, "epochs": 8}},
+    "BlockDrop": {"drop-blocks": {**SLOW, "curriculum": 2, "epochs": 10, "penalty": 4, "gate_lr": 2}},
+    "channel sets": {"route-channels": {**SLOW, "warm": 2, "epochs": 6, "penalty": 0.03, "gate_lr": 1}},
 }
 
 
-def trained(case: Case, task: Task, out: Path, seed: int) -> dict[str, Network]:
+def digits(folder: Path, n: int) -> Task:
+    """n digits to learn from, 3,000 others for thresholds and warnings."""
+    splits = mnist(folder, n_valid=60_000 - n, versions=4)
+    held = splits.valid.dataset
+    some = torch.linspace(0, len(held) - 1, N_VALID).long()
+    return Task(splits.train, in_memory_loader(held.images[some], held.labels[some], 500), splits.test)
+
+
+def trained(task: Task, out: Path, seed: int) -> dict[str, Network]:
     """Every arm's network, read from its file."""
     torch.manual_seed(seed)
     reporter = Live()
@@ -108,8 +67,8 @@ def trained(case: Case, task: Task, out: Path, seed: int) -> dict[str, Network]:
         folder = out / f"seed-{seed}-{name}"
         return compress(model, task, [stage], out=folder, name=name, seed=seed, resume=True, reporter=reporter).artifact
 
-    first = run(resnet_cifar(20, channels=case.channels), case.first, "first")
-    return {name: load(run(load(first, for_training=True), stage, name)) for name, stage in case.arms.items()}
+    first = run(resnet_cifar(20, channels=1), FIRST, "first")
+    return {name: load(run(load(first, for_training=True), stage, name)) for name, stage in ARMS.items()}
 
 
 def times(network: Network, plain: Network, images: Tensor, batch: int, rounds: int) -> tuple[float, float]:
@@ -184,18 +143,16 @@ def row_text(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=list(CASES))
-    parser.add_argument("--data", type=Path, required=True, help="folder with the pictures")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the four files of MNIST")
     parser.add_argument("--out", type=Path, required=True, help="folder for trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, help="to learn from; for trying things out")
+    parser.add_argument("--images", type=int, default=5000, help="to learn from; fewer for trying things out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    case = CASES[arguments.case]
-    task = case.task(arguments.data, *([arguments.images] if arguments.images else []))
-    networks = {seed: trained(case, replace(task, test=None), arguments.out, seed) for seed in arguments.seeds}
+    task = digits(arguments.data, arguments.images)
+    networks = {seed: trained(replace(task, test=None), arguments.out, seed) for seed in arguments.seeds}
     rows = [row for seed, own in networks.items() for row in rows_of(own, task, seed, arguments.rounds)]
     if arguments.json:
         found = {"machine": machine(torch.device("cpu")), "versions": versions(), "rows": rows}

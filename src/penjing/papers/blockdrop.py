@@ -142,8 +142,8 @@ CLAIM = Claim(
     paper="Wu, Nagarajan, Kumar, Rennie, Davis, Grauman and Feris 2018, BlockDrop, arXiv:1711.08393",
     says="A small policy network that sees the image and is rewarded for right answers with few blocks learns which residual "
     "blocks to compute; trained on together, network and policy are as good as the whole with a part of the work.",
-    scaled="ResNet-20 on 10,000 pictures of CIFAR-10 scaled to 16 x 16, instead of ResNet-110 on CIFAR and ResNet-101 on "
-    "ImageNet; a policy of three convolutions instead of a ResNet-8; some 16 passes instead of thousands.",
+    scaled="ResNet-20 of width 8 on 12,000 digits of MNIST, instead of ResNet-110 on CIFAR and ResNet-101 on ImageNet; "
+    "a policy of three convolutions instead of a ResNet-8; some 14 passes instead of thousands.",
     data=("mnist",),
     settings={"full": Experiment(), "quick": Experiment(images=2000, epochs=3, more_epochs=2, policy_epochs=2)},
     arms=arms,
