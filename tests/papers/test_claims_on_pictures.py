@@ -65,9 +65,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "msdnet": {"epochs": 1, "budget": 0.8, "sweep": (0.5, 0.8), "shown": 2, "blocks": 2, "growth": 2, "batch_size": 10},
     "slimmable": {"epochs": 1, "widths": (0.5, 1.0)},
     "universally-slimmable": {"epochs": 1, "judged": (0.25, 0.54, 1.0), "samples": 20},
-    "skipnet": {"epochs": 1, "more_epochs": 1, "alphas": (0.4, 0.7), "shown": 2},
-    "blockdrop": {"epochs": 1, "more_epochs": 1, "policy_epochs": 1, "penalties": (0.5, 2.0), "shown": 2},
-    "runtime-neural-pruning": {"epochs": 1, "more_epochs": 2, "warm": 1, "penalties": (0.01, 0.03), "shown": 2},
+    "skipnet": {"epochs": 1, "more_epochs": 1, "alphas": (0.4, 0.7), "judged": 0.4, "shown": 2},
+    "blockdrop": {
+        "epochs": 1,
+        "more_epochs": 1,
+        "policy_epochs": 1,
+        "penalties": (0.5, 2.0),
+        "judged": 2.0,
+        "shown": 2,
+    },
+    "runtime-neural-pruning": {
+        "epochs": 1,
+        "more_epochs": 2,
+        "warm": 1,
+        "penalties": (0.01, 0.03),
+        "judged": 0.03,
+        "shown": 2,
+    },
 }
 
 
