@@ -35,9 +35,7 @@ class Experiment(RoutedExperiment):
 
     label = "blockdrop experiment"
     penalties: tuple[float, ...] = Field(default=(1.0, 3.0, 9.0), description="for a wrong answer, gamma; rising")
-    judged: float = Field(
-        default=3.0, description="the penalty that is compared; chosen on validation images of another seed"
-    )
+    judged: float = Field(default=3.0, description="the penalty that is compared")
     policy_epochs: int = Field(default=8, description="in which the policy alone learns, the last blocks first")
     policy_lr: float = Field(default=2e-3, description="of it, AdamW")
 

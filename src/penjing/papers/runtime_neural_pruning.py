@@ -40,9 +40,7 @@ class Experiment(RoutedExperiment):
     penalties: tuple[float, ...] = Field(
         default=(0.02, 0.05, 0.15), description="for computing all sets of a block; rising"
     )
-    judged: float = Field(
-        default=0.05, description="the penalty that is compared; chosen on validation images of another seed"
-    )
+    judged: float = Field(default=0.05, description="the penalty that is compared")
     warm: int = Field(default=2, description="epochs in which the network learns to work with any number of sets")
     more_epochs: int = Field(default=10, description="agent and network by turns")
     more_lr: float = 0.2
