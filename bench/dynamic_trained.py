@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dynamic import medians, one_by_one, parts_of
 from penjing.artifact import load
 from penjing.data import in_memory_loader, mnist
+from penjing.errors import DataError
 from penjing.graph import Network
 from penjing.measurement import accuracy, answer, drop, macs_of_samples, macs_without_exits
 from penjing.models import resnet_cifar
@@ -147,11 +148,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=5000, help="to learn from; fewer for trying things out")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; medians count")
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    task = digits(arguments.data, arguments.images)
+    try:
+        task = digits(arguments.data, arguments.images)
+    except DataError as error:
+        parser.error(str(error))
     networks = {seed: trained(replace(task, test=None), arguments.out, seed) for seed in arguments.seeds}
     rows = [row for seed, own in networks.items() for row in rows_of(own, task, seed, arguments.rounds)]
     if arguments.json:
