@@ -32,7 +32,7 @@ from penjing.dynamic import attach_exits, make_slimmable, places_for_exits
 from penjing.dynamic.blocks import Block, gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import parts_of_gates
-from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
+from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
 from penjing.graph import Network, Node, cut_out, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, tensor_at
 from penjing.graph.program import needed
@@ -206,7 +206,8 @@ def channel_sets(x: Tensor) -> Network:
 
 
 def half_open(network: Network, x: Tensor, blocks: list[Block]) -> Network:
-    """Shift the gates' last biases so that about half of the samples find each gate open."""
+    """As after learning, the gates' last biases shifted so that about half of the samples find each gate open."""
+    network = settled_gates(network)
     many = torch.cat([x, torch.randn(64, *x.shape[1:])])
     for node in network.gates if len(network.gates) == len(blocks) else ():  # what the next ones see depends on it
         layer = network.get_submodule(next(n.path for n in network.nodes if n.name == node.inputs[0]))

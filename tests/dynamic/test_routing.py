@@ -12,7 +12,7 @@ from penjing.dynamic import attach_exits
 from penjing.dynamic.blocks import gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import bounded, choosing, drawn, likeliest, parts_of_gates
-from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
+from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
 from penjing.dynamic.route_training import reward
 from penjing.errors import SettingError, SurgeryError
 from penjing.graph import Network, trace
@@ -119,6 +119,77 @@ def test_gates_see_the_mean_of_every_row(make: Any) -> None:
     assert layer.in_features == maps.shape[1] * maps.shape[2]
     torch.testing.assert_close(answer, layer(maps.mean(3).flatten(1)))
     torch.testing.assert_close(layer(maps.flip(3).mean(3).flatten(1)), answer)  # mirrored images
+
+
+def _gated(network: Network, kind: str) -> Network:
+    blocks = residual_blocks(network)
+    if kind == "policy":
+        gated, logits = policy(network, len(blocks))
+        columns = [(logits, k) for k in range(len(blocks))]
+    else:
+        gated, found = (recurrent_gates if kind == "recurrent" else feed_forward_gates)(network, blocks)
+        columns = [(name, 0) for name in found]
+    gated, gates = with_gates(gated, columns)
+    return gate_blocks(gated, blocks, gates)
+
+
+@pytest.mark.parametrize("kind", ["feed-forward", "recurrent", "policy"])
+@pytest.mark.parametrize("which", ["resnet", "vectors"])
+def test_gates_learn_from_standardised_numbers_and_cost_no_norm_afterwards(kind: str, which: str) -> None:
+    network = _resnet() if which == "resnet" else _network()
+    gated = _gated(network, kind).train()
+    x = 2 + 3 * torch.randn(64, *network.input_shapes[0])
+    for path, layer in gated.layers().items():
+        if path.startswith("routing.") and isinstance(layer, nn.Linear):  # so that ways differ
+            nn.init.normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    norms = [node for node in gated.nodes if node.path.startswith("routing.norms.")]
+    assert len(norms) == (1 if kind == "policy" else len(residual_blocks(network)))
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for _ in range(50):  # until running statistics are those of these samples
+            gated(x)
+        with gated.seen({norms[0].name: found.append}):
+            gated(x)
+    (seen,) = found
+    torch.testing.assert_close(seen.mean(0), torch.zeros(seen.shape[1]), atol=1e-4, rtol=0)
+    variances = seen.var(0, unbiased=False)
+    variances = variances[variances > 0.5]  # a number that is the same for all has none
+    torch.testing.assert_close(variances, torch.ones_like(variances), atol=0.1, rtol=0)
+    assert len(variances) > 0.3 * seen.shape[1]
+
+    gated.eval()
+    settled = settled_gates(gated)
+    assert not any("norms" in name for name in settled.state_dict())
+    assert not any(node.path.startswith("routing.norms.") for node in settled.nodes)
+    sources = list(dict.fromkeys(node.inputs[0] for node in gated.gates))
+    logits: list[list[Tensor]] = []
+    with torch.no_grad():
+        for one in (gated, settled):
+            logits.append([])
+            with one.seen(dict.fromkeys(sources, logits[-1].append)):
+                answers = one.route(x)
+            if one is gated:
+                expected = answers
+    for before, after in zip(*logits, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+    assert len(torch.unique(torch.stack(list(expected.opened.values()), 1), dim=0)) > 1
+    assert all(torch.equal(answers.opened[name], is_open) for name, is_open in expected.opened.items())
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pj.SkipBlocks(warm=1, epochs=1),
+        pj.SkipBlocks(open=0.5, warm=0, epochs=1),
+        pj.DropBlocks(curriculum=1, epochs=1),
+        pj.RouteChannels(sets=2, warm=1, epochs=2),
+    ],
+)
+def test_a_last_batch_may_have_one_sample(stage: Any) -> None:
+    bench = Workbench(_network(), _task(65))
+    stage.apply(bench)
+    assert all(bool(tensor.isfinite().all()) for tensor in bench.network.state_dict().values())
 
 
 def test_each_sample_goes_its_own_way_and_is_counted_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penjing.dynamic.choices import Chooser, choosing, drawn, likeliest
-from penjing.dynamic.gates import GATES
+from penjing.dynamic.gates import GATES, NORMS
 from penjing.errors import SettingError
 from penjing.graph import ExitOutputs
 from penjing.training import Batch, Part
@@ -36,7 +37,7 @@ def reward(right: Tensor, used: Tensor, penalty: float) -> Tensor:
     return torch.where(right, 1 - used.square(), torch.full_like(used, -penalty))
 
 
-class GatesLearn(Part):
+class GatesLearn(Part, ABC):
     """Base of parts in which gates learn at a rate of their own.
 
     Attributes:
@@ -44,6 +45,20 @@ class GatesLearn(Part):
     """
 
     gate_lr: float = 1.0
+
+    @abstractmethod
+    def learn(self, fit: Fit, batch: Batch) -> float:
+        """One step with a batch; the loss."""
+
+    def step(self, fit: Fit, batch: Batch) -> float | None:
+        named = fit.network.named_modules() if batch.size == 1 else ()  # one sample has no variance
+        norms = [module for name, module in named if name.startswith(f"{NORMS}.") and module.training]
+        for norm in norms:
+            norm.eval()
+        loss = self.learn(fit, batch)
+        for norm in norms:
+            norm.train()
+        return loss
 
     def learners(self, fit: Fit) -> nn.Module | None:
         theirs = {id(p): p for name, p in fit.network.named_parameters() if _is_gate(name)}
@@ -79,7 +94,7 @@ class GatesByGradient(GatesLearn):
     ) -> None:
         self.target, self.weight, self.noise, self.tau = target, weight, noise, tau
 
-    def step(self, fit: Fit, batch: Batch) -> float | None:
+    def learn(self, fit: Fit, batch: Batch) -> float:
         opened: list[Tensor] = []
 
         def act(logits: Tensor, column: int) -> Tensor:
@@ -110,20 +125,22 @@ class HybridReinforcement(GatesLearn):
     Args:
         alpha: what skipping is worth: all blocks skipped as much as a loss smaller by alpha.
         weight: of the gates' term.
+        bound: of the probabilities that gates are drawn from, see `bounded`; below 1 gates that have become certain go on
+            trying. 1 in the paper.
     Source: Wang et al. 2018 (SkipNet), arXiv:1711.09485, section 3.4, equations 3 to 6; the baseline is BlockDrop's, since
-    samples differ far more in their loss than ways do.
+    samples differ far more in their loss than ways do, and so is the bound.
     """
 
-    def __init__(self, alpha: float, weight: float = 0.3) -> None:
-        self.alpha, self.weight = alpha, weight
+    def __init__(self, alpha: float, weight: float = 0.3, *, bound: float = 1.0) -> None:
+        self.alpha, self.weight, self.bound = alpha, weight, bound
 
-    def step(self, fit: Fit, batch: Batch) -> float | None:
-        with choosing(fit.network, drawn(), detached=True) as choices:
+    def learn(self, fit: Fit, batch: Batch) -> float:
+        with choosing(fit.network, drawn(self.bound), detached=True) as choices:
             answers = _one(fit, fit.forward(batch))
         with torch.no_grad():
             greedy, likely = _greedily(fit, batch, likeliest)
             advantage = self._rewards(answers, choices.opened(), batch) - self._rewards(greedy, likely, batch)
-        policy = -(advantage * choices.log_probabilities()).sum(1).mean()
+        policy = -(advantage * choices.log_probabilities(self.bound)).sum(1).mean()
         return fit.update(fit.loss(batch, answers) + self.weight * policy)
 
     def _rewards(self, answers: Tensor, opened: Tensor, batch: Batch) -> Tensor:
@@ -167,7 +184,7 @@ class DropByPolicy(GatesLearn):
         if not self.joint:
             rest_in_evaluation_(fit.network, _is_gate)
 
-    def step(self, fit: Fit, batch: Batch) -> float | None:
+    def learn(self, fit: Fit, batch: Batch) -> float:
         free = 1.0 if self.joint else min((fit.epoch + 1) / max(fit.schedule.epochs, 1) * 1.25, 1.0)
 
         def choose(how: Chooser) -> Chooser:
@@ -233,7 +250,7 @@ class ValueOfActions(GatesLearn):
         if self._agent_learns:
             rest_in_evaluation_(fit.network, _is_gate)
 
-    def step(self, fit: Fit, batch: Batch) -> float | None:
+    def learn(self, fit: Fit, batch: Batch) -> float:
         progress = fit.step / max(fit.total_steps - 1, 1)
         epsilon = self.explore[0] + (self.explore[1] - self.explore[0]) * min(progress / 0.7, 1.0)
 

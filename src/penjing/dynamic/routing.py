@@ -8,7 +8,7 @@ from pydantic import Field
 from penjing.dynamic.blocks import Block, gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import parts_of_gates
-from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, with_gates
+from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
 from penjing.dynamic.route_training import (
     DropByPolicy,
     GatesByGradient,
@@ -54,8 +54,9 @@ class Routed(TrainedStage):
                 part.gate_lr = self.gate_lr
         bench.train(schedule, parts, name)
 
-    def tell(self, bench: Workbench, blocks: list[Block]) -> None:
-        """Write down what gates do on the validation set and what they cost; warn where they are all alike."""
+    def settle(self, bench: Workbench, blocks: list[Block]) -> None:
+        """Write down what gates that have learned do on the validation set and cost; warn where they are all alike."""
+        bench.network = settled_gates(bench.network)
 
         def look() -> Json:
             network = bench.network.to(bench.accelerator.device)
@@ -127,7 +128,7 @@ class SkipBlocks(Routed):
             if self.warm:
                 self.train(bench, self.schedule(self.warm), [*parts, GatesByGradient()], "warm")
             self.train(bench, self.schedule(), [*parts, HybridReinforcement(self.alpha, self.reward_weight)])
-        self.tell(bench, blocks)
+        self.settle(bench, blocks)
 
 
 class DropBlocks(Routed):
@@ -161,7 +162,7 @@ class DropBlocks(Routed):
             self.train(bench, schedule, [alone], "curriculum")
         together = DropByPolicy(self.penalty, joint=True, bound=self.bound, entropy_weight=self.entropy)
         self.train(bench, self.schedule(), [*parts, together])
-        self.tell(bench, blocks)
+        self.settle(bench, blocks)
 
 
 class RouteChannels(Routed):
@@ -185,7 +186,7 @@ class RouteChannels(Routed):
             anyhow = ValueOfActions(-self.penalty, explore=(1.0, 1.0), agent=False)
             self.train(bench, self.schedule(self.warm), [*parts, anyhow], "warm")
         self.train(bench, self.schedule(), [*parts, ValueOfActions(-self.penalty, discount=self.discount)])
-        self.tell(bench, blocks)
+        self.settle(bench, blocks)
 
     def warn_of_collapse(self, bench: Workbench, shares: list[float], ways: int) -> None:
         if ways == 1:

@@ -40,10 +40,10 @@ class Experiment(RoutedExperiment):
 
     label = "skipnet experiment"
     alphas: tuple[float, ...] = Field(
-        default=(0.05, 0.15, 0.4), description="what skipping is worth: all blocks as much as alpha of the loss; rising"
+        default=(0.5, 1.0, 2.0), description="what skipping is worth: all blocks as much as alpha of the loss; rising"
     )
     judged: float = Field(
-        default=0.15, description="the alpha that is compared; chosen on validation digits of another seed"
+        default=1.0, description="the alpha that is compared; chosen on validation digits of two other seeds"
     )
     open: float = Field(default=0.6, description="share of the blocks that Gumbel gates, measured beside them, compute")
     lean: float = Field(default=LEAN, description="bias of gates at the start")
