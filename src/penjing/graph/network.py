@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, SettingError, TraceError
+from penjing.graph.looks import with_looks
 from penjing.graph.modules import MODULES, keeps_shape, kind_of
 from penjing.graph.node import (
     ALWAYS,
@@ -172,7 +173,8 @@ class Network(nn.Module):
         self._exits = [node for node in nodes if node.op == EXIT]
         self._program = program
         self._routed = compile_program(evaluated(nodes)) if self._exits else program
-        self._rest, self._constants = without_constants(self._routed, nodes)
+        rest, self._constants = without_constants(self._routed, nodes)
+        self._rest = with_looks(rest)
         self._straight = Straight.of(self._rest, next(node.name for node in nodes if node.op == INPUT))
         self._as_set = self._routed
         self._parts = any(step.node.op in (EXIT, GATE) for step in self._routed)

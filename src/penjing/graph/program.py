@@ -35,6 +35,7 @@ class Step:
         has_size: its settings have sizes that are known only now.
         gates: between which takes and puts it lies, outermost first.
         overwrites: a put that may write into what was outside: nobody else has it, and nobody needs it afterwards.
+        calls: of several nodes that have become one step, a function that takes the layer and then the inputs.
         edges, instead, look: see `Network.watched`, `replaced`, `seen`.
     """
 
@@ -45,6 +46,7 @@ class Step:
     has_size: bool
     gates: tuple[str, ...] = ()
     overwrites: bool = False
+    calls: Callable[..., Tensor] | None = None
     edges: Mapping[int, Callable[[Tensor], Tensor]] | None = None
     instead: Callable[..., Tensor] | None = None
     look: Callable[[Tensor], None] | None = None

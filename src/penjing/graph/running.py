@@ -35,14 +35,15 @@ class Routes(NamedTuple):
 
 
 BareCall = tuple[tuple[str, ...] | None, Callable[..., Any] | None, tuple[str, ...], str, tuple[str, ...]]
-"""A module's path or a function, the names of inputs and result, the results that nobody needs afterwards."""
+"""A module's path or a function, or a function that takes the module first; the names of inputs and result; the results that
+nobody needs afterwards."""
 
 
 def _bare(step: Step) -> BareCall | None:
     """A step as a bare call; None where sizes and devices are known only when it runs, or where it is none."""
     node = step.node
     if node.op == MODULE:
-        return tuple(node.path.split(".")), None, node.inputs, node.name, step.drop
+        return tuple(node.path.split(".")), step.calls, node.inputs, node.name, step.drop
     if node.op not in OPERATIONS or node.op in (GATE, TAKE, PUT) or OPERATIONS[node.op].creates or step.has_size:
         return None
     function = OPERATIONS[node.op].function
@@ -57,6 +58,8 @@ def _make(calls: Sequence[BareCall], network: nn.Module, values: dict[str, Tenso
             call = network
             for part in path:
                 call = call._modules[part]
+            if function is not None:
+                call = partial(function, call)
         if len(inputs) == 1:
             values[name] = call(values.pop(inputs[0]) if drop else values[inputs[0]])
         else:

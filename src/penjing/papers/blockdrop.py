@@ -34,8 +34,10 @@ class Experiment(RoutedExperiment):
     """A narrow ResNet-20 on digits; seven of its nine blocks can be skipped."""
 
     label = "blockdrop experiment"
-    penalties: tuple[float, ...] = Field(default=(1.0, 3.0, 9.0), description="for a wrong answer, gamma; rising")
-    judged: float = Field(default=3.0, description="the penalty that is compared")
+    penalties: tuple[float, ...] = Field(default=(3.0, 7.0, 20.0), description="for a wrong answer, gamma; rising")
+    judged: float = Field(
+        default=7.0, description="the penalty that is compared; chosen on validation digits of another seed"
+    )
     policy_epochs: int = Field(default=8, description="in which the policy alone learns, the last blocks first")
     policy_lr: float = Field(default=2e-3, description="of it, AdamW")
 

@@ -38,9 +38,9 @@ class Experiment(RoutedExperiment):
     label = "runtime-neural-pruning experiment"
     sets: int = Field(default=4, description="into which hidden channels are split")
     penalties: tuple[float, ...] = Field(
-        default=(0.02, 0.05, 0.15), description="for computing all sets of a block; rising"
+        default=(0.01, 0.03, 0.1), description="for computing all sets of a block; rising"
     )
-    judged: float = Field(default=0.05, description="the penalty that is compared")
+    judged: float = Field(default=0.03, description="the penalty that is compared")
     warm: int = Field(default=2, description="epochs in which the network learns to work with any number of sets")
     more_epochs: int = Field(default=10, description="agent and network by turns")
     more_lr: float = 0.2
