@@ -97,6 +97,23 @@ def test_gradients_hooks_and_watchers_get_the_operations() -> None:
     assert found[0].shape == (1, 4, 16)
 
 
+@pytest.mark.parametrize("wrong", ["rows", "channels", "state", "states", "bias", "empty"])
+def test_what_does_not_fit_never_reaches_machine_code(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read what lies behind; the layer says what is wrong."""
+    monkeypatch.setattr(looks, "_kernel", lambda: pytest.fail("called"))
+    layer, x, state = nn.Linear(6 + 5, 2), torch.randn(2, 2, 3, 4), torch.randn(2, 5)
+    if wrong == "bias":
+        layer.bias = nn.Parameter(torch.zeros(7))
+    x = {"rows": torch.randn(2, 2, 9, 4), "channels": torch.randn(2, 3, 3, 4), "empty": x[..., :0]}.get(wrong, x)
+    state = {"state": torch.randn(2, 4), "states": torch.randn(1, 5)}.get(wrong, state)
+    with torch.no_grad():
+        if wrong == "empty":
+            assert bool(look(layer, x, state).isnan().all())
+            return
+        with pytest.raises(RuntimeError):
+            look(layer, x, state)
+
+
 class Shared(nn.Module):
     """Row means that two layers read: no look."""
 

@@ -10,12 +10,12 @@ the same operations.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from penjing.graph.node import MODULE, module_at
+from penjing.graph.node import MODULE
 from penjing.graph.program import Step
 
 FEW = 4
@@ -50,8 +50,7 @@ def _length_of_look(program: Sequence[Step], readers: Counter[str]) -> int:
         return 0
     mean, flatten, *state = (step.node for step in parts)
     is_look = (
-        tuple(mean.settings["dims"]) == (3,)
-        and not mean.settings["keepdim"]
+        mean.settings in ({"dims": (3,), "keepdim": False}, {"dims": [3], "keepdim": False})
         and flatten.settings == {"start_dim": 1}
         and flatten.inputs == (mean.name,)
         and last.node.inputs == (parts[-1].node.name,)
@@ -67,19 +66,34 @@ def _as_one(parts: Sequence[Step]) -> Step:
     inside = {step.node.name for step in parts[:-1]}
     drop = tuple(dict.fromkeys(name for step in parts for name in step.drop if name not in inside))
     node = replace(last.node, inputs=(*parts[0].node.inputs, *state))
-    return replace(last, node=node, drop=drop, module_of=_looking(node.path), calls=look)
-
-
-def _looking(path: str) -> Callable[[nn.Module], Callable[..., Tensor]]:
-    return lambda network: partial(look, module_at(network, path))
+    return replace(last, node=node, drop=drop, calls=look)
 
 
 def look(layer: nn.Module, x: Tensor, state: Tensor | None = None) -> Tensor:
-    """layer([means of the rows of x, tanh(state)]), (batch, numbers).
+    """layer([means of the rows of x, tanh(state)]), (batch, out).
 
     Args:
-        layer: takes (batch, channels * rows + numbers of the state). x: (batch, channels, rows, columns).
+        layer: takes (batch, channels * rows + n), as a linear layer does.
+        x: (batch, channels, rows, columns).
+        state: (batch, n), or None for n = 0.
+    Raises: what the layer raises: where shapes do not fit, it is called as it is.
     """
+    if _is_one_call(layer, x, state):
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        assert weight is not None and bias is not None
+        n, channels, rows, columns = x.shape
+        place, n_state = (0, 0) if state is None else (state.data_ptr(), state.shape[1])
+        y = x.new_empty(n, len(weight))
+        given = x.data_ptr(), place, weight.data_ptr(), bias.data_ptr(), y.data_ptr()
+        _kernel()(*given, n, channels * rows, columns, n_state, len(weight))
+        return y
+    seen = x.mean(3).flatten(1)
+    result: Tensor = layer(seen if state is None else torch.cat([seen, state.tanh()], 1))
+    return result
+
+
+def _is_one_call(layer: nn.Module, x: Tensor, state: Tensor | None) -> bool:
+    """Whether machine code may do it: it looks at addresses, so everything has to be as large as it says."""
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     if (
         weight is None
@@ -88,21 +102,19 @@ def look(layer: nn.Module, x: Tensor, state: Tensor | None = None) -> Tensor:
         or type(layer) is not nn.Linear
         or layer._forward_hooks
         or layer._forward_pre_hooks
+        or x.dim() != 4
         or not 0 < len(x) <= FEW
-        or not all(_lies_plain(tensor) for tensor in (x, weight, bias))
-        or not (state is None or _lies_plain(state))
+        or x.shape[3] == 0
         or torch.compiler.is_compiling()
     ):
-        seen = x.mean(3).flatten(1)
-        result: Tensor = layer(seen if state is None else torch.cat([seen, state.tanh()], 1))
-        return result
-    n, channels, rows, columns = x.shape
-    n_out = len(weight)
-    place, n_state = (0, 0) if state is None else (state.data_ptr(), state.shape[1])
-    y = x.new_empty(n, n_out)
-    given = x.data_ptr(), place, weight.data_ptr(), bias.data_ptr(), y.data_ptr()
-    _kernel()(*given, n, channels * rows, columns, n_state, n_out)
-    return y
+        return False
+    n, n_rows = len(x), x.shape[1] * x.shape[2]
+    if state is not None:
+        if state.dim() != 2 or len(state) != n or not _lies_plain(state):
+            return False
+        n_rows += state.shape[1]
+    fits = weight.dim() == 2 and weight.shape[1] == n_rows and bias.shape == weight.shape[:1]
+    return fits and _lies_plain(x) and _lies_plain(weight) and _lies_plain(bias)
 
 
 def _lies_plain(tensor: Tensor) -> bool:

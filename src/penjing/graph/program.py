@@ -70,7 +70,8 @@ class Step:
         if self.instead is not None:
             return self.instead(*inputs)
         if self.module_of is not None:
-            return self.module_of(network)(*inputs)
+            layer = self.module_of(network)
+            return layer(*inputs) if self.calls is None else self.calls(layer, *inputs)
         if self.node.op == TENSOR:
             return tensor_at(network, self.node.path)
         settings = self.node.settings
