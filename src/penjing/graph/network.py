@@ -42,7 +42,7 @@ from penjing.graph.node import (
 )
 from penjing.graph.ops import DTYPES, GATE
 from penjing.graph.program import Step, compile_program, evaluated, needed, per_sample, weights_of
-from penjing.graph.running import Alone, Constants, Router, Routes, Straight, without_constants
+from penjing.graph.running import Alone, Constants, Router, Routes, Straight, Stretch, in_stretches, without_constants
 from penjing.graph.sizes import BATCH, Size, resolve
 
 CONSTANTS = "constants."
@@ -135,7 +135,7 @@ class Network(nn.Module):
         self._nodes: tuple[Node, ...] = ()
         self._program: list[Step] = []
         self._routed: list[Step] = []
-        self._rest: list[Step] = []
+        self._rest: list[Step | Stretch] = []
         self._as_set: list[Step] = []
         self._constants: Constants | None = None
         self._straight: Straight | None = None
@@ -174,12 +174,13 @@ class Network(nn.Module):
         self._program = program
         self._routed = compile_program(evaluated(nodes)) if self._exits else program
         rest, self._constants = without_constants(self._routed, nodes)
-        self._rest = with_looks(rest)
-        self._straight = Straight.of(self._rest, next(node.name for node in nodes if node.op == INPUT))
+        rest = with_looks(rest)
+        first = next(node.name for node in nodes if node.op == INPUT)
+        self._rest = in_stretches(rest)
+        self._straight = Straight.of(rest, first)
         self._as_set = self._routed
         self._parts = any(step.node.op in (EXIT, GATE) for step in self._routed)
-        first = next(node.name for node in nodes if node.op == INPUT)
-        self._alone = Alone.of(self._rest, first) if self._parts and len(self.input_shapes) == 1 else None
+        self._alone = Alone.of(rest, first) if self._parts and len(self.input_shapes) == 1 else None
         self._nodes = tuple(nodes)
         self._per_sample = per_sample(nodes)
         weights = weights_of(nodes)

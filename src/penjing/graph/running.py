@@ -233,6 +233,33 @@ def without_constants(program: list[Step], nodes: Sequence[Node]) -> tuple[list[
     return rest, Constants(list(found.values()), wanted)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Steps one after another between which no samples part, as bare calls.
+
+    Attributes:
+        gates: see `Step`; where the last one is shut for everybody, nothing is called.
+        calls: the calls.
+    """
+
+    gates: tuple[str, ...]
+    calls: tuple[BareCall, ...]
+
+
+def in_stretches(program: Sequence[Step]) -> list[Step | Stretch]:
+    """A program with as few pieces as possible: stretches, and the steps that need to know who is there."""
+    found: list[Step | Stretch] = []
+    for step in program:
+        call = _bare(step)
+        if call is None:
+            found.append(step)
+        elif found and isinstance(before := found[-1], Stretch) and before.gates == step.gates:
+            found[-1] = Stretch(step.gates, (*before.calls, call))
+        else:
+            found.append(Stretch(step.gates, (call,)))
+    return found
+
+
 class Router:
     """One batch on its way through a program, each sample where it has to go.
 
@@ -248,7 +275,7 @@ class Router:
 
     def run(
         self,
-        program: Sequence[Step],
+        program: Sequence[Step | Stretch],
         values: dict[str, Any],
         sizes: Mapping[str, int],
         fixed: Mapping[str, Tensor] | None = None,
@@ -260,8 +287,12 @@ class Router:
         device = next(iter(values.values())).device
         answers: Tensor | None = None
         left_at = torch.full((n,), self._last, dtype=torch.int64, device=device)
-        way = _Way(torch.arange(n, device=device), {}, n)
+        way = _Way(n, device)
         for step in program:
+            if isinstance(step, Stretch):
+                if not step.gates or way.somebody_at(step.gates[-1], values):
+                    _make(step.calls, self._network, values)
+                continue
             node = step.node
             if node.op == EXIT:
                 logits = values[node.inputs[0]]
@@ -280,7 +311,7 @@ class Router:
                 if count == len(logits):
                     return Routes(answers, left_at, way.opened)
                 stays = torch.nonzero(~leaves).squeeze(1)
-                way.going = way.going[stays]
+                way.keep(stays)
                 values = {
                     name: values[name].index_select(0, stays)
                     if name in self._samples and len(values[name]) == len(logits)
@@ -300,7 +331,7 @@ class Router:
             else:
                 values[node.name] = step.apply(self._network, values, sizes, device)
             for name in step.drop:
-                del values[name]
+                values.pop(name, None)  # what nobody came to is not there
         raise TraceError("network: its last node must be an output.")
 
     def _gated(
@@ -308,15 +339,15 @@ class Router:
     ) -> Tensor | None:
         """The result of a step on a way that not everybody goes; None where nobody came."""
         node = step.node
-        inputs = [values[name] for name in node.inputs]
+        inputs: list[Any] = [values.get(name) for name in node.inputs]
         if node.op == PUT:
-            inside, outside, gate = inputs
+            inside, outside, is_open = inputs
             if inside is None or outside is None:
                 self._own = node.name if self._own == node.inputs[1] else self._own
                 return outside
             if len(inside) == len(outside):
                 return inside
-            who = gate.nonzero().squeeze(1)
+            who = way.places(node.inputs[2], is_open)
             is_own = step.overwrites or (self._own == node.inputs[1] and node.inputs[1] in step.drop)
             self._own = node.name
             if is_own and not torch.is_grad_enabled():
@@ -325,9 +356,9 @@ class Router:
         if any(value is None for value in inputs):
             return None
         if node.op == TAKE:
-            x, gate = inputs
-            count = int(gate.sum())
-            return x if count == len(gate) else x.index_select(0, gate.nonzero().squeeze(1)) if count else None
+            x, is_open = inputs
+            who = way.places(node.inputs[1], is_open)
+            return x if len(who) == len(is_open) else x.index_select(0, who) if len(who) else None
         if step.gates and step.has_size:
             sizes = {**sizes, BATCH: len(way.rows(step.gates))}
         found = step.apply(self._network, values, sizes, device)
@@ -337,19 +368,35 @@ class Router:
         return found
 
 
-@dataclass
 class _Way:
     """Which samples are where.
 
     Attributes:
         going: numbers of those that have not left at an exit.
         opened: see `Routes`.
-        n: how many there were.
     """
 
-    going: Tensor
-    opened: dict[str, Tensor]
-    n: int
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.going = torch.arange(n, device=device)
+        self.opened: dict[str, Tensor] = {}
+        self._n = n
+        self._places: dict[str, Tensor] = {}
+
+    def keep(self, stays: Tensor) -> None:
+        """The others have left at an exit."""
+        self.going = self.going[stays]
+        self._places = {}
+
+    def places(self, gate: str, is_open: Tensor) -> Tensor:
+        """In which rows a gate is open, of the samples that came to it."""
+        if gate not in self._places:
+            self._places[gate] = is_open.nonzero().squeeze(1)
+        return self._places[gate]
+
+    def somebody_at(self, gate: str, values: Mapping[str, Any]) -> bool:
+        """Whether a gate is open for anybody."""
+        is_open = values.get(gate)
+        return is_open is not None and len(self.places(gate, is_open)) > 0
 
     def rows(self, gates: Sequence[str]) -> Tensor:
         """The numbers of the samples for which all these gates are open."""
@@ -360,6 +407,9 @@ class _Way:
 
     def note(self, step: Step, is_open: Tensor) -> None:
         """Write down for whom the gate of a step is open."""
-        everybody = torch.zeros(self.n, dtype=torch.bool, device=is_open.device)
+        if not step.gates and len(is_open) == self._n:
+            self.opened[step.node.name] = is_open
+            return
+        everybody = torch.zeros(self._n, dtype=torch.bool, device=is_open.device)
         everybody[self.rows(step.gates)] = is_open
         self.opened[step.node.name] = everybody
