@@ -9,11 +9,13 @@
 For each technique and batch size: the time of one call (dynamic), the sum of the times of the parts that it executed, each
 measured by itself with as many samples as went there (parts), and the time of what decides (gates: gates, exits' heads).
 Required: dynamic <= 1.10 parts + gates; a gate <= 10 % of a block's time; a width <= 1.15 x the plain network of that
-width. One thread; everything takes turns, medians over rounds.
+width. One thread; everything takes turns, medians over rounds. glibc is told to keep the memory that it has
+(docs/inference.md): in batches of 32 fetching it at every call would be a third of the time, and of noise.
 """
 
 import argparse
 import copy
+import ctypes
 import json
 import statistics
 import sys
@@ -32,14 +34,23 @@ from penjing.dynamic import attach_exits, make_slimmable, places_for_exits
 from penjing.dynamic.blocks import Block, gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import parts_of_gates
-from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
-from penjing.graph import Network, Node, cut_out, trace
+from penjing.dynamic.gates import GATES, feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
+from penjing.graph import Network, Node, cut_out, fold_batch_norms, trace
 from penjing.graph.network import EXIT, INPUT, MODULE, OUTPUT, TENSOR, tensor_at
 from penjing.graph.program import needed
 from penjing.measurement import macs_of_samples, macs_without_exits
 from penjing.models import resnet_cifar
 
 Call = Callable[[], object]
+
+
+def keep_memory() -> None:
+    """Tell glibc, where that is the C library, not to give freed memory back to the system."""
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(trim_threshold, 1_000_000_000)
+        set_option(mmap_threshold, 33_554_432)
 
 
 def part(network: Network, wanted: list[str], inputs: dict[str, Tensor]) -> tuple[Network, list[Tensor]]:
@@ -207,7 +218,7 @@ def channel_sets(x: Tensor) -> Network:
 
 def half_open(network: Network, x: Tensor, blocks: list[Block]) -> Network:
     """As after learning, the gates' last biases shifted so that about half of the samples find each gate open."""
-    network = settled_gates(network)
+    network, _ = fold_batch_norms(settled_gates(network), within=GATES)
     many = torch.cat([x, torch.randn(64, *x.shape[1:])])
     for node in network.gates if len(network.gates) == len(blocks) else ():  # what the next ones see depends on it
         layer = network.get_submodule(next(n.path for n in network.nodes if n.name == node.inputs[0]))
@@ -379,6 +390,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     if arguments.files and arguments.samples is None:
         parser.error("files need --samples: on random numbers a trained network goes other ways than on data")
     rows = trained_rows(arguments.files, arguments.samples, arguments.rounds) if arguments.files else []

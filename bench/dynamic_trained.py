@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamic import medians, one_by_one, parts_of
+from dynamic import keep_memory, medians, one_by_one, parts_of
 from penjing.artifact import load
 from penjing.data import in_memory_loader, mnist
 from penjing.errors import DataError
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     try:
         task = digits(arguments.data, arguments.images)
     except DataError as error:

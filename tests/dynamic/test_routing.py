@@ -12,10 +12,10 @@ from penjing.dynamic import attach_exits
 from penjing.dynamic.blocks import gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import bounded, choosing, drawn, likeliest, parts_of_gates
-from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
+from penjing.dynamic.gates import GATES, feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
 from penjing.dynamic.route_training import reward
 from penjing.errors import SettingError, SurgeryError
-from penjing.graph import Network, trace
+from penjing.graph import Network, fold_batch_norms, trace
 from penjing.measurement import answer, macs_by_node, macs_of_samples, macs_without_exits
 from penjing.models import plain_cnn, resnet_cifar
 from penjing.training import Task, Workbench
@@ -244,6 +244,26 @@ def test_channel_sets_are_the_first_channels_of_the_block() -> None:
         total, inside = macs_without_exits(network), sum(macs_by_node(network)[n] for b in blocks for n in b.body)
         assert macs.tolist() == [total - inside + round(used * inside) + own] * 4
     assert macs_without_exits(gated) == macs_without_exits(network)
+
+
+def test_what_a_policy_has_learned_is_folded_and_the_network_keeps_its_norms() -> None:
+    torch.manual_seed(0)
+    gated = _gated(_resnet(), "policy")
+    for layer in gated.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, 0, 0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+    settled = settled_gates(gated.eval())
+    folded, stayed = fold_batch_norms(settled, within=GATES)
+    assert stayed == []
+    left = {path for path, layer in folded.layers().items() if isinstance(layer, nn.BatchNorm2d)}
+    assert left == {
+        path for path, layer in gated.layers().items() if isinstance(layer, nn.BatchNorm2d) and "policy" not in path
+    }
+    x = torch.randn(4, *gated.input_shapes[0])
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), settled(x), rtol=1e-4, atol=1e-4)
+    assert fold_batch_norms(settled, within="rout")[0].layers().keys() == settled.layers().keys()  # of no such module
 
 
 def test_there_may_be_more_sets_than_a_gate_has_numbers() -> None:

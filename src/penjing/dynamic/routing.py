@@ -8,7 +8,7 @@ from pydantic import Field
 from penjing.dynamic.blocks import Block, gate_blocks, residual_blocks
 from penjing.dynamic.channel_sets import split_blocks
 from penjing.dynamic.choices import parts_of_gates
-from penjing.dynamic.gates import feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
+from penjing.dynamic.gates import GATES, feed_forward_gates, policy, recurrent_gates, settled_gates, with_gates
 from penjing.dynamic.route_training import (
     DropByPolicy,
     GatesByGradient,
@@ -17,6 +17,7 @@ from penjing.dynamic.route_training import (
     ValueOfActions,
 )
 from penjing.errors import SettingError
+from penjing.graph import fold_batch_norms
 from penjing.measurement import answer, macs_by_node, macs_without_exits
 from penjing.shapes import Json
 from penjing.training import Part, Schedule, TrainedStage, Workbench
@@ -56,7 +57,7 @@ class Routed(TrainedStage):
 
     def settle(self, bench: Workbench, blocks: list[Block]) -> None:
         """Write down what gates that have learned do on the validation set and cost; warn where they are all alike."""
-        bench.network = settled_gates(bench.network)
+        bench.network, _ = fold_batch_norms(settled_gates(bench.network), within=GATES)
 
         def look() -> Json:
             network = bench.network.to(bench.accelerator.device)

@@ -175,12 +175,12 @@ class Network(nn.Module):
         self._routed = compile_program(evaluated(nodes)) if self._exits else program
         rest, self._constants = without_constants(self._routed, nodes)
         rest = with_looks(rest)
-        first = next(node.name for node in nodes if node.op == INPUT)
+        inputs = [node.name for node in nodes if node.op == INPUT]
         self._rest = in_stretches(rest)
-        self._straight = Straight.of(rest, first)
+        self._straight = Straight.of(rest, inputs)
         self._as_set = self._routed
         self._parts = any(step.node.op in (EXIT, GATE) for step in self._routed)
-        self._alone = Alone.of(rest, first) if self._parts and len(self.input_shapes) == 1 else None
+        self._alone = Alone.of(rest, inputs[0]) if self._parts and len(self.input_shapes) == 1 else None
         self._nodes = tuple(nodes)
         self._per_sample = per_sample(nodes)
         weights = weights_of(nodes)
@@ -259,9 +259,8 @@ class Network(nn.Module):
         if self.training and self._exits:
             return ExitOutputs(self._run(*self.bind(args, kwargs)))
         if self._straight is not None and (fixed := self._fixed()) is not None:
-            alone = len(args) == len(self.input_shapes) == 1 and not (kwargs or self.limits)
-            if alone and args[0].shape[1:] == self.input_shapes[0]:
-                return self._straight.run(self, {**fixed, self._straight.input_name: args[0]})
+            if not (kwargs or self.limits) and tuple([x.shape[1:] for x in args]) == self.input_shapes:
+                return self._straight.run(self, {**fixed, **dict(zip(self._straight.input_names, args, strict=True))})
             return self._straight.run(self, {**fixed, **self.bind(args, kwargs)[0]})
         if not self.training and self._parts:
             one = self._alone is not None and len(args) == 1 and args[0].shape == (1, *self.input_shapes[0])

@@ -73,16 +73,16 @@ class Straight:
     """A program in which all samples go one way, as bare calls: in small networks the way between layers is half of the time.
 
     Attributes:
-        input_name: of the first input.
+        input_names: of the inputs, in order.
         calls: the calls; output: what is made of the results in the end.
     """
 
-    input_name: str
+    input_names: tuple[str, ...]
     calls: tuple[BareCall, ...]
     output: Node
 
     @classmethod
-    def of(cls, program: Sequence[Step], input_name: str) -> "Straight | None":
+    def of(cls, program: Sequence[Step], input_names: Sequence[str]) -> "Straight | None":
         """None where samples may part, or where there are sizes and devices that are known only when it runs."""
         calls: list[BareCall] = []
         for step in program[:-1]:
@@ -90,7 +90,7 @@ class Straight:
             if call is None:
                 return None
             calls.append(call)
-        return cls(input_name, tuple(calls), program[-1].node)
+        return cls(tuple(input_names), tuple(calls), program[-1].node)
 
     def run(self, network: nn.Module, values: dict[str, Tensor]) -> Any:
         """The answer; `values` starts as the inputs."""

@@ -238,11 +238,13 @@ def _answers_as_exits(network: Network, answers: Sequence[object]) -> Network | 
     return changed.train(network.training)
 
 
-def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
+def fold_batch_norms(network: Network, within: str = "") -> tuple[Network, list[str]]:
     """Multiply each batch norm into the convolution or linear layer before it, as evaluation computes it.
 
     W'[o] = W[o] * gamma[o] / sqrt(var[o] + eps),   b'[o] = beta[o] + (b[o] - mean[o]) * gamma[o] / sqrt(var[o] + eps)
 
+    Args:
+        within: the path of the module whose norms are meant; "" for all.
     Returns: the network without those batch norms, and the paths of the ones that had to stay: those that do not follow
     a convolution or linear layer of their own, or whose layer's weight already has a representation.
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2, without the quantization.
@@ -252,7 +254,9 @@ def fold_batch_norms(network: Network) -> tuple[Network, list[str]]:
     shapes = node_shapes(network)
     for node in network.nodes:
         norm = network.get_submodule(node.path) if node.op == MODULE else None
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not f"{node.path}.".startswith(
+            within and f"{within}."
+        ):
             continue
         if not _fold_one_(folded, node, len(shapes[node.name])):
             stayed.append(node.path)
