@@ -1,5 +1,6 @@
 """Gates skip what they say they skip, learn which blocks are worth their cost, and are refused where they cannot help."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -264,6 +265,32 @@ def test_what_a_policy_has_learned_is_folded_and_the_network_keeps_its_norms() -
     with torch.no_grad():
         torch.testing.assert_close(folded(x), settled(x), rtol=1e-4, atol=1e-4)
     assert fold_batch_norms(settled, within="rout")[0].layers().keys() == settled.layers().keys()  # of no such module
+
+
+def test_samples_that_are_taken_out_keep_their_layout() -> None:
+    torch.manual_seed(0)
+    gated = settled_gates(_gated(_resnet(), "feed-forward").eval())
+    x = torch.randn(16, *gated.input_shapes[0])
+    for node in gated.gates:  # open for half of the samples
+        logits: list[Tensor] = []
+        with torch.no_grad(), gated.seen({node.inputs[0]: logits.append}):
+            gated.route(x)
+            gated.get_submodule(f"routing.{gated.gates.index(node)}").bias -= logits[0].median()
+    with torch.no_grad():
+        expected = gated.route(x)
+    assert all(bool(is_open.any()) and not bool(is_open.all()) for is_open in expected.opened.values())
+    last = copy.deepcopy(gated).to(memory_format=torch.channels_last)
+    seen: dict[str, bool] = {}
+    for path, layer in last.layers().items():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(
+                lambda _, given, p=path: seen.update({p: given[0].is_contiguous(memory_format=torch.channels_last)})
+            )
+    with torch.no_grad():
+        found = last.route(x.contiguous(memory_format=torch.channels_last))
+    assert seen and all(seen.values())
+    torch.testing.assert_close(found.answers, expected.answers, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(found.opened[name], own) for name, own in expected.opened.items())
 
 
 def test_there_may_be_more_sets_than_a_gate_has_numbers() -> None:

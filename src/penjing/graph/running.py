@@ -313,7 +313,7 @@ class Router:
                 stays = torch.nonzero(~leaves).squeeze(1)
                 way.keep(stays)
                 values = {
-                    name: values[name].index_select(0, stays)
+                    name: _rows(values[name], stays)
                     if name in self._samples and len(values[name]) == len(logits)
                     else values[name]
                     for name in step.live_after
@@ -350,15 +350,13 @@ class Router:
             who = way.places(node.inputs[2], is_open)
             is_own = step.overwrites or (self._own == node.inputs[1] and node.inputs[1] in step.drop)
             self._own = node.name
-            if is_own and not torch.is_grad_enabled():
-                return outside.index_copy_(0, who, inside)
-            return outside.index_copy(0, who, inside)
+            return _with_rows(outside, who, inside, in_place=is_own and not torch.is_grad_enabled())
         if any(value is None for value in inputs):
             return None
         if node.op == TAKE:
             x, is_open = inputs
             who = way.places(node.inputs[1], is_open)
-            return x if len(who) == len(is_open) else x.index_select(0, who) if len(who) else None
+            return x if len(who) == len(is_open) else _rows(x, who) if len(who) else None
         if step.gates and step.has_size:
             sizes = {**sizes, BATCH: len(way.rows(step.gates))}
         found = step.apply(self._network, values, sizes, device)
@@ -366,6 +364,26 @@ class Router:
             found = found > 0
             way.note(step, found)
         return found
+
+
+def _rows(x: Tensor, who: Tensor) -> Tensor:
+    """Some samples, in the layout that the tensor has; `index_select` makes all of them lie row by row."""
+    if _is_channels_last(x):
+        return x.permute(0, 2, 3, 1).index_select(0, who).permute(0, 3, 1, 2)
+    return x.index_select(0, who)
+
+
+def _with_rows(x: Tensor, who: Tensor, rows: Tensor, in_place: bool) -> Tensor:
+    """The tensor with other values for some samples, in the same layout."""
+    last = _is_channels_last(x)
+    if last:
+        x, rows = x.permute(0, 2, 3, 1), rows.permute(0, 2, 3, 1)
+    found = x.index_copy_(0, who, rows) if in_place else x.index_copy(0, who, rows)
+    return found.permute(0, 3, 1, 2) if last else found
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Way:
