@@ -64,9 +64,10 @@ def split(network: Network, sets: int) -> Network:
 
 
 def fix_(network: Network, sets: int, column: int) -> None:
-    """Make the agent say the same number of sets everywhere."""
+    """Make the agent say the same number of sets everywhere, for good."""
     for path, layer in network.layers().items():
         if path.startswith(f"{GATES}.") and isinstance(layer, nn.Linear):
+            layer.requires_grad_(False)
             with torch.no_grad():
                 layer.weight[:sets] = 0.0
                 layer.bias[:sets] = -1.0
