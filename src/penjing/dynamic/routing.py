@@ -59,8 +59,9 @@ class Routed(TrainedStage):
         """Write down what gates that have learned do on the validation set and cost; warn where they are all alike."""
         bench.network, _ = fold_batch_norms(settled_gates(bench.network), within=GATES)
         if 0 in bench.kept:
-            for key, tensor in bench.network.state_dict().items():  # norms at their beginning fold into biases of 0
-                bench.kept[0].setdefault(key, torch.zeros_like(tensor, device="cpu"))
+            for key, tensor in bench.network.state_dict().items():
+                if key.startswith(f"{GATES}."):  # norms at their beginning fold into biases of 0
+                    bench.kept[0].setdefault(key, torch.zeros_like(tensor, device="cpu"))
 
         def look() -> Json:
             network = bench.network.to(bench.accelerator.device)

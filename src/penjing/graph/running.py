@@ -8,6 +8,7 @@ everybody and gates choose.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -249,14 +250,12 @@ class Stretch:
 def in_stretches(program: Sequence[Step]) -> list[Step | Stretch]:
     """A program with as few pieces as possible: stretches, and the steps that need to know who is there."""
     found: list[Step | Stretch] = []
-    for step in program:
-        call = _bare(step)
-        if call is None:
-            found.append(step)
-        elif found and isinstance(before := found[-1], Stretch) and before.gates == step.gates:
-            found[-1] = Stretch(step.gates, (*before.calls, call))
+    pairs = [(step, _bare(step)) for step in program]
+    for gates, group in groupby(pairs, lambda pair: None if pair[1] is None else pair[0].gates):
+        if gates is None:
+            found += [step for step, _ in group]
         else:
-            found.append(Stretch(step.gates, (call,)))
+            found.append(Stretch(gates, tuple(call for _, call in group if call is not None)))
     return found
 
 

@@ -254,9 +254,8 @@ def fold_batch_norms(network: Network, within: str = "") -> tuple[Network, list[
     shapes = node_shapes(network)
     for node in network.nodes:
         norm = network.get_submodule(node.path) if node.op == MODULE else None
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not f"{node.path}.".startswith(
-            within and f"{within}."
-        ):
+        is_meant = not within or node.path.startswith(f"{within}.")
+        if not (is_meant and isinstance(norm, nn.modules.batchnorm._BatchNorm)):
             continue
         if not _fold_one_(folded, node, len(shapes[node.name])):
             stayed.append(node.path)
